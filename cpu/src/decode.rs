@@ -1,0 +1,213 @@
+//! From instruction bytes to blocks.
+
+use std::cell::Cell;
+
+use iced_x86::{Decoder, DecoderError, DecoderOptions, FlowControl, Instruction, Mnemonic};
+
+use crate::block::{Block, MAX_BLOCK, Op};
+use crate::cpu::{Bits, Cpu};
+use crate::exec;
+use crate::fault::Res;
+use crate::ops;
+
+/// Longest instruction, in bytes.
+const MAX_LENGTH: usize = 15;
+
+impl Cpu {
+    /// Decodes the block at `linear`, which is at guest-physical address `phys`.
+    ///
+    /// # Errors
+    /// What fetching the second page of an instruction raises, or #UD on memory that cannot be
+    /// executed from.
+    pub(crate) fn decode_block(&mut self, linear: u64, phys: u64, single: bool) -> Res<Block> {
+        let off = (linear & 0xFFF) as usize;
+        let mut bytes = [0; 4096 + MAX_LENGTH];
+        self.fetch_bytes(phys, &mut bytes[off..4096]);
+        let bitness = match self.bits {
+            Bits::B16 => 16,
+            Bits::B32 => 32,
+            Bits::B64 => 64,
+        };
+        let mut builder = Builder::default();
+        let mut second = None;
+        let mut at = off;
+        let max = if single || self.phys.page(phys).is_none() { 1 } else { MAX_BLOCK };
+        let mut instr = Instruction::default();
+        let mut ended = false;
+        while builder.count < max && at < 4096 && !ended {
+            let end = (at + MAX_LENGTH).min(4096);
+            let mut decoder =
+                Decoder::with_ip(bitness, &bytes[at..end], at as u64, DecoderOptions::NONE);
+            decoder.decode_out(&mut instr);
+            if decoder.last_error() == DecoderError::NoMoreBytes && end == 4096 {
+                if builder.count > 0 {
+                    break;
+                }
+                let next = self.fetch_phys((linear & !0xFFF).wrapping_add(0x1000))?;
+                self.fetch_bytes(next, &mut bytes[4096..]);
+                second = Some(next);
+                let rest = &bytes[at..at + MAX_LENGTH];
+                let mut decoder = Decoder::with_ip(bitness, rest, at as u64, DecoderOptions::NONE);
+                decoder.decode_out(&mut instr);
+                self.add(&mut builder, &instr, decoder.last_error(), at);
+                at += instr.len().max(1);
+                break;
+            }
+            ended = self.add(&mut builder, &instr, decoder.last_error(), at);
+            at += instr.len().max(1);
+        }
+        // A link would skip the look at what makes any other block special.
+        let linkable = !single && second.is_none();
+        Ok(builder.finish(off, at, second, linkable))
+    }
+
+    /// Adds an instruction; true if it ends the block.
+    fn add(
+        &mut self,
+        builder: &mut Builder,
+        instr: &Instruction,
+        error: DecoderError,
+        at: usize,
+    ) -> bool {
+        builder.count += 1;
+        let known = error == DecoderError::None && self.features.offers(instr);
+        if known
+            && self.bits == Bits::B64
+            && let Some(op) = ops::specialise(instr)
+        {
+            let ends = instr.flow_control() != FlowControl::Next;
+            builder.ends = ends;
+            builder.ops.push(Op { len: instr.len() as u8, off: at as u16, ..op });
+            return ends;
+        }
+        let handler = if known { exec::find(instr) } else { None };
+        if known
+            && handler.is_none()
+            && !instr.has_lock_prefix()
+            && let Some(stub) = crate::host::decode(self, instr)
+        {
+            builder.ends = false;
+            builder.ops.push(Op {
+                imm: builder.slow.len() as u64,
+                disp: stub as u64,
+                len: instr.len() as u8,
+                off: at as u16,
+                ..ops::op(crate::host::run_op)
+            });
+            builder.slow.push((exec::undefined, *instr));
+            return false;
+        }
+        let invalid = handler.is_none();
+        let ends = invalid || ends_block(instr);
+        builder.ends = ends;
+        let run = if ends { ops::slow_end } else { ops::slow };
+        let too_long = error != DecoderError::None && instr.len() >= MAX_LENGTH;
+        let handler = handler.unwrap_or(if too_long { exec::too_long } else { exec::undefined });
+        builder.ops.push(Op {
+            imm: builder.slow.len() as u64,
+            len: instr.len() as u8,
+            off: at as u16,
+            ..ops::op(run)
+        });
+        builder.slow.push((handler, *instr));
+        ends
+    }
+
+    /// Reads code bytes of one page; the page is watched from before they are read.
+    fn fetch_bytes(&mut self, phys: u64, data: &mut [u8]) {
+        if let Some(page) = self.phys.page(phys) {
+            self.watch_code(phys);
+            // SAFETY: the bytes from `phys` to the end of its page are guest memory, and `data` is
+            // no longer than that.
+            unsafe {
+                let host = page.host.add((phys & 0xFFF) as usize);
+                crate::mmu::access::copy_from_guest(host, data);
+            }
+        } else {
+            // Code outside memory: one read of what an instruction can need.
+            let n = data.len().min(MAX_LENGTH);
+            for (i, byte) in data[..n].iter_mut().enumerate() {
+                self.io().mmio_read(phys + i as u64, std::slice::from_mut(byte));
+            }
+        }
+    }
+}
+
+/// Whether what follows `instr` may have to be looked at anew: it branches, changes the mode, the
+/// address space or the interrupt flag, or reaches a device.
+fn ends_block(instr: &Instruction) -> bool {
+    use Mnemonic as M;
+    if instr.flow_control() != FlowControl::Next {
+        return true;
+    }
+    match instr.mnemonic() {
+        M::Mov => {
+            let (a, b) = (instr.op0_register(), instr.op1_register());
+            a.is_segment_register() || a.is_cr() || a.is_dr() || b.is_cr()
+        }
+        M::Pop => instr.op0_register().is_segment_register(),
+        M::Sti
+        | M::Popf
+        | M::Popfd
+        | M::Popfq
+        | M::Hlt
+        | M::Mwait
+        | M::Monitor
+        | M::Wrmsr
+        | M::Invlpg
+        | M::Invpcid
+        | M::Lmsw
+        | M::Clts
+        | M::Xsetbv
+        | M::Swapgs
+        | M::Wbinvd
+        | M::Invd
+        | M::In
+        | M::Out
+        | M::Insb
+        | M::Insw
+        | M::Insd
+        | M::Outsb
+        | M::Outsw
+        | M::Outsd
+        | M::Lss
+        | M::Lds
+        | M::Les
+        | M::Lfs
+        | M::Lgs
+        | M::Wrfsbase
+        | M::Wrgsbase
+        | M::Pause
+        | M::Ltr
+        | M::Lldt
+        | M::Into
+        | M::Bound
+        | M::Vmcall => true,
+        _ => false,
+    }
+}
+
+#[derive(Default)]
+struct Builder {
+    ops: Vec<Op>,
+    slow: Vec<(exec::Exec, Instruction)>,
+    count: usize,
+    ends: bool,
+}
+
+impl Builder {
+    fn finish(mut self, off: usize, end: usize, second: Option<u64>, linkable: bool) -> Block {
+        if !self.ends {
+            self.ops.push(Op { imm: end as u64, off: end as u16, ..ops::op(ops::fall_through) });
+        }
+        Block {
+            ops: self.ops.into_boxed_slice(),
+            slow: self.slow.into_boxed_slice(),
+            links: [const { Cell::new(std::ptr::null()) }; 2],
+            count: self.count as u32,
+            off: off as u16,
+            second,
+            linkable,
+        }
+    }
+}

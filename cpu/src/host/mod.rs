@@ -1,0 +1,184 @@
+//! Instructions whose semantics execute on the host: x87, MMX, SSE, AVX and their kin.
+//!
+//! Such an instruction is encoded anew with its memory operand in a scratch buffer and its general
+//! registers in fixed ones, and runs as a little host function, a *stub*, between loads and stores
+//! of just the vector registers that it uses. The guest's MXCSR is in force meanwhile, with all
+//! exceptions masked; the flags say afterwards whether one is due.
+//!
+//! The x87 registers (and with them the MMX registers) live in the host's own unit while the vCPU
+//! runs: nothing else in this program uses it. [`Vector::enter`] puts them there.
+
+mod masked;
+mod run;
+mod stub;
+mod x87;
+
+use std::collections::HashMap;
+
+use crate::cpu::{Cpu, cr0, cr4};
+use crate::fault::{Res, vector};
+
+pub(crate) use run::{decode, run_op};
+pub(crate) use stub::Stub;
+pub(crate) use x87::find;
+
+/// What stubs work on. The layout is known to [`stub`].
+#[derive(Clone)]
+#[repr(C, align(64))]
+pub(crate) struct Context {
+    /// YMM0 to YMM15.
+    pub(crate) ymm: [[u8; 32]; 16],
+    /// The memory operand.
+    pub(crate) memory: [u8; 64],
+    /// General registers in and out: two operands (R10 and R11), RAX, RCX and RDX.
+    pub(crate) gpr: [u64; 5],
+    pub(crate) flags: u64,
+    /// MXCSR while the stub runs, the host's own, and as the instruction left it.
+    pub(crate) mxcsr_run: u32,
+    pub(crate) mxcsr_host: u32,
+}
+
+/// An FXSAVE image.
+#[derive(Clone)]
+#[repr(C, align(64))]
+pub(crate) struct Image(pub(crate) [u8; 512]);
+
+/// Vector and x87 state of a vCPU.
+pub(crate) struct Vector {
+    pub(crate) context: Context,
+    pub(crate) mxcsr: u32,
+    /// The guest's control word; the host's has all exceptions masked.
+    pub(crate) fcw: u16,
+    /// The x87 registers while the vCPU does not run.
+    pub(crate) image: Image,
+    live: bool,
+    /// Last x87 instruction: opcode, where it was, its operand.
+    pub(crate) fop: u16,
+    pub(crate) fip: u64,
+    pub(crate) fdp: u64,
+    pub(crate) stubs: HashMap<Vec<u8>, Box<Stub>>,
+    pub(crate) code: stub::Code,
+}
+
+/// MXCSR after reset; also what the host's own code runs with.
+pub(crate) const MXCSR_RESET: u32 = 0x1F80;
+/// The bits that MXCSR has.
+pub(crate) const MXCSR_MASK: u32 = 0xFFFF;
+
+impl Vector {
+    pub(crate) fn new() -> Self {
+        let context = Context {
+            ymm: [[0; 32]; 16],
+            memory: [0; 64],
+            gpr: [0; 5],
+            flags: 0,
+            mxcsr_run: MXCSR_RESET,
+            mxcsr_host: MXCSR_RESET,
+        };
+        let mut image = Image([0; 512]);
+        image.0[..2].copy_from_slice(&0x037F_u16.to_le_bytes());
+        image.0[24..28].copy_from_slice(&MXCSR_RESET.to_le_bytes());
+        Self {
+            context,
+            mxcsr: MXCSR_RESET,
+            fcw: 0x37F,
+            image,
+            live: false,
+            fop: 0,
+            fip: 0,
+            fdp: 0,
+            stubs: HashMap::new(),
+            code: stub::Code::new(),
+        }
+    }
+
+    /// Puts the guest's x87 registers into the host's unit.
+    pub(crate) fn enter(&mut self) {
+        if self.live {
+            return;
+        }
+        let fcw = self.fcw | 0x3F;
+        self.image.0[..2].copy_from_slice(&fcw.to_le_bytes());
+        self.image.0[24..28].copy_from_slice(&MXCSR_RESET.to_le_bytes());
+        // SAFETY: the image is 512 aligned bytes with a legal MXCSR; all registers that change are
+        // declared.
+        unsafe {
+            std::arch::asm!("fxrstor64 [{}]", in(reg) self.image.0.as_ptr(), clobber_abi("sysv64"));
+        }
+        self.live = true;
+    }
+
+    /// Takes the guest's x87 registers out of the host's unit.
+    pub(crate) fn leave(&mut self) {
+        if !self.live {
+            return;
+        }
+        self.snapshot();
+        // SAFETY: the unit is put into the state that the calling convention asks for.
+        unsafe { std::arch::asm!("fninit", clobber_abi("sysv64")) };
+        self.live = false;
+    }
+
+    /// Brings `image` up to date.
+    pub(crate) fn snapshot(&mut self) {
+        if self.live {
+            // SAFETY: the image is 512 aligned writable bytes.
+            unsafe { std::arch::asm!("fxsave64 [{}]", in(reg) self.image.0.as_mut_ptr()) };
+        }
+        self.image.0[..2].copy_from_slice(&self.fcw.to_le_bytes());
+        let fsw = u16::from_le_bytes([self.image.0[2], self.image.0[3]]);
+        let fsw = self.summary(fsw);
+        self.image.0[2..4].copy_from_slice(&fsw.to_le_bytes());
+    }
+
+    /// Loads the x87 registers from `image`, wherever they are.
+    pub(crate) fn reload(&mut self) {
+        let fcw = u16::from_le_bytes([self.image.0[0], self.image.0[1]]);
+        self.fcw = fcw & 0x1F7F | 0x40;
+        if self.live {
+            self.live = false;
+            self.enter();
+        }
+    }
+
+    /// A status word with ES and B as the guest's masks make them.
+    pub(crate) fn summary(&self, fsw: u16) -> u16 {
+        let pending = fsw & !self.fcw & 0x3F != 0;
+        fsw & 0x7F7F | if pending { 0x8080 } else { 0 }
+    }
+}
+
+impl Cpu {
+    /// #NM or #UD when x87 (and FXSAVE) cannot be used.
+    #[inline]
+    pub(crate) fn x87_available(&mut self) -> Res {
+        if self.cr0 & (cr0::EM | cr0::TS) != 0 { self.raise_plain(vector::NM) } else { Ok(()) }
+    }
+
+    /// #UD or #NM when MMX cannot be used.
+    #[inline]
+    pub(crate) fn mmx_available(&mut self) -> Res {
+        if self.cr0 & cr0::EM != 0 {
+            return self.ud();
+        }
+        if self.cr0 & cr0::TS != 0 { self.raise_plain(vector::NM) } else { Ok(()) }
+    }
+
+    /// #UD or #NM when SSE cannot be used.
+    #[inline]
+    pub(crate) fn sse_available(&mut self) -> Res {
+        if self.cr0 & cr0::EM != 0 || self.cr4 & cr4::OSFXSR == 0 {
+            return self.ud();
+        }
+        if self.cr0 & cr0::TS != 0 { self.raise_plain(vector::NM) } else { Ok(()) }
+    }
+
+    /// #UD or #NM when AVX cannot be used.
+    #[inline]
+    pub(crate) fn avx_available(&mut self) -> Res {
+        if self.cr4 & cr4::OSXSAVE == 0 || self.xcr0 & 6 != 6 || self.real_like() {
+            return self.ud();
+        }
+        if self.cr0 & cr0::TS != 0 { self.raise_plain(vector::NM) } else { Ok(()) }
+    }
+}

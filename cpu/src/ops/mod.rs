@@ -1,0 +1,109 @@
+//! Handlers of predecoded instructions: those for the common forms of 64-bit code, specialised by
+//! operand kind and size, and one that calls the general implementation in [`crate::exec`].
+
+pub(crate) mod alu;
+mod control;
+mod mem;
+mod mov;
+mod select;
+mod wide;
+
+use std::cell::Cell;
+
+use crate::block::{Block, Handler, Op};
+use crate::cpu::{Cpu, PAGE};
+
+pub(crate) use select::{condition, specialise};
+
+/// An op without operands.
+pub(crate) fn op(run: Handler) -> Op {
+    Op {
+        run: Cell::new(run),
+        imm: 0,
+        disp: 0,
+        dst: 0,
+        src: 0,
+        base: crate::cpu::ZERO as u8,
+        index: crate::cpu::ZERO as u8,
+        scale: 0,
+        seg: 0,
+        len: 0,
+        aux: 0,
+        off: 0,
+    }
+}
+
+/// Goes on with the next op of the block. In tail position this is a jump.
+macro_rules! next {
+    ($cpu:expr, $op:expr) => {{
+        // SAFETY: only the last op of a block returns without `next!`, so another follows.
+        let next = unsafe { $op.add(1) };
+        // SAFETY: as above; the handlers of a block are called with ops of that block.
+        unsafe { ((*next).run.get())($cpu, next) }
+    }};
+}
+pub(crate) use next;
+
+/// `$e`, or out of the block with what it raised.
+macro_rules! attempt {
+    ($cpu:expr, $op:expr, $e:expr) => {
+        match $e {
+            Ok(v) => v,
+            Err(crate::fault::Stop) => return crate::ops::leave($cpu, $op),
+        }
+    };
+}
+pub(crate) use attempt;
+
+/// The op has raised something: RIP is at its instruction, which counts as not executed.
+#[cold]
+#[inline(never)]
+pub(crate) fn leave(cpu: &mut Cpu, op: *const Op) -> *const Block {
+    // SAFETY: `op` points into the ops of the current block (contract of handlers).
+    let (op_off, op_seg, index, count) = unsafe {
+        let block = &*cpu.block;
+        ((*op).off, (*op).seg, op.offset_from(block.ops.as_ptr()) as u64, block.count)
+    };
+    cpu.icount -= u64::from(count) - index;
+    cpu.rip = cpu.regs[PAGE].wrapping_add(u64::from(op_off)) & cpu.ip_mask();
+    cpu.stack_segment_fault(op_seg);
+    std::ptr::null()
+}
+
+/// In place of every op of a dropped block: execution goes on at this instruction in a new one.
+pub(crate) unsafe fn bail(cpu: &mut Cpu, op: *const Op) -> *const Block {
+    leave(cpu, op)
+}
+
+/// The block ends without a branch.
+pub(crate) unsafe fn fall_through(cpu: &mut Cpu, op: *const Op) -> *const Block {
+    // SAFETY: contract of handlers.
+    let target = unsafe { (*op).imm };
+    control::go(cpu, target, 1)
+}
+
+/// Executes an instruction by its general implementation.
+pub(crate) unsafe fn slow(cpu: &mut Cpu, op: *const Op) -> *const Block {
+    attempt!(cpu, op, execute(cpu, op));
+    next!(cpu, op)
+}
+
+/// As [`slow`], at the end of a block.
+pub(crate) unsafe fn slow_end(cpu: &mut Cpu, op: *const Op) -> *const Block {
+    attempt!(cpu, op, execute(cpu, op));
+    cpu.rip = cpu.next_rip;
+    std::ptr::null()
+}
+
+#[inline(always)]
+fn execute(cpu: &mut Cpu, op: *const Op) -> crate::fault::Res {
+    // SAFETY: contract of handlers; `imm` of these ops is an index of `slow`, and blocks are not
+    // freed while they execute.
+    let (handler, instr, off, len) = unsafe {
+        let (handler, instr) = (&(*cpu.block).slow)[(*op).imm as usize];
+        (handler, instr, (*op).off, (*op).len)
+    };
+    cpu.rip = cpu.regs[PAGE].wrapping_add(u64::from(off)) & cpu.ip_mask();
+    cpu.next_rip = cpu.rip.wrapping_add(u64::from(len)) & cpu.ip_mask();
+    handler(cpu, &instr)
+}

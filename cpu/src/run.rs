@@ -1,0 +1,294 @@
+//! The run loop: block after block, with a look at interrupts, other threads' wishes and debug
+//! traps between them.
+
+use std::sync::atomic::Ordering;
+
+use board::vcpu::MpState;
+use board::{ApicEvent, Exit};
+
+use crate::block::Block;
+use crate::cpu::{Cpu, PAGE, Todo, seg};
+use crate::fault::{Exception, Stop, Why, vector};
+use crate::flags::bit;
+
+/// DR6: a single step.
+const BS: u64 = 1 << 14;
+
+impl Cpu {
+    /// Executes guest code until something asks for an exit.
+    pub(crate) fn execute(&mut self) -> Exit {
+        self.irq_hint = true;
+        self.vector.enter();
+        let exit = self.execute_blocks();
+        self.vector.leave();
+        exit
+    }
+
+    fn execute_blocks(&mut self) -> Exit {
+        let mut next: *const Block = std::ptr::null();
+        loop {
+            if next.is_null() || self.mailbox.attention.load(Ordering::Relaxed) {
+                if !next.is_null() {
+                    // SAFETY: handlers return blocks that are alive.
+                    let off = unsafe { (*next).off };
+                    self.rip = self.regs[PAGE].wrapping_add(u64::from(off)) & self.ip_mask();
+                    self.link = None;
+                }
+                next = match self.advance() {
+                    Ok(block) => block,
+                    Err(exit) => return exit,
+                };
+            }
+            next = self.run_block(next);
+        }
+    }
+
+    /// Executes one block, which `find_block` or a link has named.
+    #[inline(always)]
+    fn run_block(&mut self, block: *const Block) -> *const Block {
+        self.block = block;
+        // SAFETY: blocks live until `Blocks::clear`, which only `find_block` and `advance` call,
+        // between blocks. A block has at least one op, and is the current one.
+        unsafe {
+            self.icount += u64::from((*block).count);
+            let op = (*block).ops.as_ptr();
+            ((*op).run.get())(self, op)
+        }
+    }
+
+    /// Between blocks, with RIP exact: does what is due and finds the next block.
+    fn advance(&mut self) -> Result<*const Block, Exit> {
+        loop {
+            if let Some(exit) = self.settle_stop() {
+                return Err(exit);
+            }
+            if self.mailbox.attention.swap(false, Ordering::SeqCst)
+                && let Some(exit) = self.attend()
+            {
+                return Err(exit);
+            }
+            let shadow = self.sti_shadow || self.mov_ss_shadow;
+            if !shadow && self.nmi_pending | self.irq_hint {
+                self.interrupts();
+                if self.stop.is_some() {
+                    continue;
+                }
+            }
+            if self.mp_state != MpState::Runnable {
+                return Err(Exit::Halted);
+            }
+            let special = self.flags.rest & (bit::TF | bit::RF) != 0
+                || self.debug.control & 0xFF != 0
+                || self.watch_hit != 0;
+            if shadow || special {
+                self.step();
+                continue;
+            }
+            match self.find_block(false) {
+                Ok(block) => {
+                    self.make_link(block);
+                    return Ok(block);
+                }
+                Err(Stop) => self.link = None,
+            }
+        }
+    }
+
+    #[inline]
+    fn make_link(&mut self, block: *const Block) {
+        if let Some((from, which)) = self.link.take() {
+            // SAFETY: both blocks are alive: `find_block` forgets the link when it drops memory.
+            unsafe {
+                if (*from).linkable && (*block).linkable {
+                    (*from).links[which].set(block);
+                }
+            }
+        }
+    }
+
+    /// Delivers the exception that ended the last block, if one did.
+    fn settle_stop(&mut self) -> Option<Exit> {
+        match self.stop.take()? {
+            Why::Again => None,
+            Why::Shutdown => Some(Exit::Shutdown),
+            Why::Exception(exception) => {
+                self.watch_hit = 0;
+                self.mov_ss_shadow = false;
+                self.sti_shadow = false;
+                if self.deliver_exception(exception).is_err() {
+                    self.stop = None;
+                    return Some(Exit::Shutdown);
+                }
+                None
+            }
+        }
+    }
+
+    /// Looks at what other threads and the machine want.
+    fn attend(&mut self) -> Option<Exit> {
+        self.irq_hint = true;
+        for todo in self.mailbox.take() {
+            match todo {
+                Todo::DropCode(page) => self.drop_code(page),
+                Todo::Protect(page) => {
+                    if self.tlb.protect(page) {
+                        // It may have been written since the other vCPU decoded it.
+                        self.shared.tell_others(&self.mailbox, Todo::DropCode(page));
+                    }
+                }
+                Todo::ProtectAll => {
+                    let phys = self.phys.clone();
+                    self.tlb.protect_all(|page| {
+                        if let Some(page) = phys.page(page) {
+                            phys.mark_dirty(page);
+                        }
+                    });
+                }
+                Todo::NewMap => self.new_map(),
+            }
+        }
+        self.apic_events();
+        if self.mailbox.kick.swap(false, Ordering::SeqCst) {
+            return Some(Exit::Kicked);
+        }
+        if self.io().wants_exit() {
+            self.mailbox.attention.store(true, Ordering::Relaxed);
+            return Some(Exit::Kicked);
+        }
+        None
+    }
+
+    /// Acts on what has arrived over the APIC bus besides interrupts.
+    pub(crate) fn apic_events(&mut self) {
+        while let Some(event) = self.apic.as_mut().and_then(|apic| apic.take_event()) {
+            match event {
+                ApicEvent::Init => self.init(),
+                ApicEvent::Startup(vector) if self.mp_state == MpState::WaitForSipi => {
+                    self.startup(vector);
+                }
+                ApicEvent::Startup(_) => {}
+                ApicEvent::Nmi => self.nmi_pending = true,
+            }
+        }
+    }
+
+    /// Takes up the memory map that is now in force.
+    pub(crate) fn new_map(&mut self) {
+        self.phys = self.shared.map();
+        self.tlb.flush_all();
+        self.blocks.clear();
+        self.link = None;
+    }
+
+    /// Delivers an NMI or an interrupt if one is due.
+    fn interrupts(&mut self) {
+        if self.mp_state != MpState::Runnable && self.mp_state != MpState::Halted {
+            return;
+        }
+        let result = if self.nmi_pending && !self.nmi_masked {
+            self.nmi_pending = false;
+            self.nmi_masked = true;
+            self.mp_state = MpState::Runnable;
+            self.deliver_interrupt(vector::NMI)
+        } else if self.flags.rest & bit::IF != 0 {
+            let Some(vector) = self.take_interrupt() else {
+                self.irq_hint = false;
+                return;
+            };
+            self.mp_state = MpState::Runnable;
+            self.deliver_interrupt(vector)
+        } else {
+            return;
+        };
+        if result.is_err() {
+            self.stop = Some(Why::Shutdown);
+        }
+    }
+
+    /// The vector of the interrupt to be delivered, which is in service from now on.
+    fn take_interrupt(&mut self) -> Option<u8> {
+        if let Some(vector) = self.taken_interrupt.take() {
+            return Some(vector);
+        }
+        let passes = match &mut self.apic {
+            Some(apic) => {
+                if apic.pending().is_some() {
+                    return apic.accept();
+                }
+                apic.passes_intr()
+            }
+            None => true,
+        };
+        (passes && self.io().intr()).then(|| self.io().intr_ack())
+    }
+
+    /// Executes a single instruction, with all that debugging asks for.
+    fn step(&mut self) {
+        let tf = self.flags.rest & bit::TF != 0;
+        let resume = self.flags.rest & bit::RF != 0;
+        // What came before has been held off by MOV SS at most until now.
+        let held = std::mem::take(&mut self.mov_ss_shadow);
+        self.sti_shadow = false;
+        if !held && self.watch_hit != 0 {
+            return self.debug_trap(0);
+        }
+        if !resume && !held && self.breakpoint() {
+            return;
+        }
+        self.flags.rest &= !bit::RF;
+        let block = match self.find_block(true) {
+            Ok(block) => block,
+            Err(Stop) => return,
+        };
+        let null = self.run_block(block);
+        debug_assert!(null.is_null(), "single-instruction blocks have no links");
+        self.link = None;
+        match self.stop {
+            Some(Why::Exception(_)) => {
+                // The exception's frame shows RF as the instruction found it.
+                return;
+            }
+            Some(Why::Again) if resume => self.flags.rest |= bit::RF,
+            _ => {}
+        }
+        if self.mov_ss_shadow {
+            return;
+        }
+        if tf || self.watch_hit != 0 {
+            self.debug_trap(if tf { BS } else { 0 });
+        }
+    }
+
+    /// Raises the #DB that follows an instruction.
+    fn debug_trap(&mut self, bits: u64) {
+        let payload = std::mem::take(&mut self.watch_hit) | bits;
+        self.stop = Some(Why::Exception(Exception { vector: vector::DB, error: None, payload }));
+    }
+
+    /// Raises #DB if an instruction breakpoint is at RIP.
+    fn breakpoint(&mut self) -> bool {
+        let linear = self.linear_ip(self.rip);
+        let hit = (0..4)
+            .filter(|i| {
+                let control = self.debug.control;
+                control >> (2 * i) & 3 != 0
+                    && control >> (16 + 4 * i) & 3 == 0
+                    && self.debug.address[*i] == linear
+            })
+            .fold(0, |bits, i| bits | 1 << i);
+        if hit != 0 {
+            self.debug_trap(hit);
+        }
+        hit != 0
+    }
+
+    /// A startup IPI: real mode at `vector << 12`.
+    fn startup(&mut self, vector: u8) {
+        self.segs[seg::CS].selector = u16::from(vector) << 8;
+        self.segs[seg::CS].base = u64::from(vector) << 12;
+        self.rip = 0;
+        self.link = None;
+        self.mp_state = MpState::Runnable;
+        self.update_mode();
+    }
+}

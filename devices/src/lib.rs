@@ -1,0 +1,7 @@
+//! The chips of a PC, and the host backends that they talk to.
+//!
+//! A chip has two layers: a pure register machine, which has no locks and does no I/O, and thin
+//! glue that gives it its lines, timers and backend.
+
+pub mod chardev;
+pub mod chip;

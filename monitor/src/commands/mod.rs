@@ -1,0 +1,8 @@
+//! The rows of the command table, a file a topic.
+
+pub(crate) mod help;
+pub(crate) mod info;
+pub(crate) mod io;
+pub(crate) mod memory;
+pub(crate) mod protocol;
+pub(crate) mod run;

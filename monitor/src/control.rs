@@ -1,0 +1,83 @@
+//! [`Control`]: all that a command may ask of the machine.
+//!
+//! `vmm` implements it; the tests of this crate use a fake. The methods that take a vCPU index
+//! park that vCPU for as long as they need its state. All of them answer at once: the monitor runs
+//! on the main loop.
+
+use std::io::{self, Write};
+
+use crate::error::CommandError;
+use crate::state::{
+    Chardev, Cpu, IoApic, IrqStats, Kvm, LocalApic, MemoryTree, Pic, Registers, RunState, Version,
+};
+
+/// The machine as the monitor sees it.
+pub trait Control {
+    /// This program's version.
+    fn version(&self) -> Version;
+    /// `--name`, if one was given.
+    fn name(&self) -> Option<String>;
+    /// `--uuid`; all zeros if none was given.
+    fn uuid(&self) -> [u8; 16];
+    /// Whether KVM runs the vCPUs, and whether it could.
+    fn kvm(&self) -> Kvm;
+    /// The character devices, in the order in which they were made.
+    fn chardevs(&self) -> Vec<Chardev>;
+
+    /// The state that the machine is in.
+    fn status(&self) -> RunState;
+    /// Parks all vCPUs. A machine that does not run keeps its state.
+    fn stop(&mut self) -> Result<(), CommandError>;
+    /// Lets the vCPUs run. The caller has made sure that the state allows it.
+    fn cont(&mut self) -> Result<(), CommandError>;
+    /// Resets the machine as its reset button does.
+    fn system_reset(&mut self) -> Result<(), CommandError>;
+    /// Presses the (ACPI) power button.
+    fn system_powerdown(&mut self) -> Result<(), CommandError>;
+    /// Ends the emulator once the answer to this command is written.
+    fn quit(&mut self);
+    /// Sends an NMI to every vCPU, by way of the local APIC's LINT1 where there is one.
+    fn inject_nmi(&mut self) -> Result<(), CommandError>;
+
+    /// The vCPUs by index; the element's place is its index.
+    fn cpus(&mut self) -> Vec<Cpu>;
+    /// The architectural state of vCPU `cpu`.
+    ///
+    /// # Errors
+    /// [`CommandError::Refused`] where the accelerator cannot tell.
+    fn registers(&mut self, cpu: usize) -> Result<Registers, CommandError>;
+    /// The local APIC of vCPU `cpu`; `None` where it has none.
+    fn local_apic(&mut self, cpu: usize) -> Option<LocalApic>;
+
+    /// Fills `data` from virtual address `addr` on, through the page tables of vCPU `cpu`.
+    ///
+    /// # Errors
+    /// [`CommandError::Unmapped`] where any of these bytes has no mapping, no memory, or lies beyond
+    /// the last address; what `data` holds then is unspecified.
+    fn read_virtual(&mut self, cpu: usize, addr: u64, data: &mut [u8]) -> Result<(), CommandError>;
+    /// Fills `data` from guest-physical address `addr` on, RAM and ROM.
+    ///
+    /// # Errors
+    /// [`CommandError::Unmapped`] as [`read_virtual`](Self::read_virtual).
+    fn read_physical(&mut self, addr: u64, data: &mut [u8]) -> Result<(), CommandError>;
+    /// Reads `size` (1, 2 or 4) bytes at I/O port `port`, as an `in` would: all ones where there is
+    /// no device.
+    fn port_read(&mut self, port: u16, size: u8) -> u32;
+    /// Writes the low `size` (1, 2 or 4) bytes of `value` to I/O port `port`, as an `out` would.
+    fn port_write(&mut self, port: u16, size: u8, value: u32);
+
+    /// The address spaces with their regions.
+    fn memory_tree(&mut self) -> MemoryTree;
+    /// How often each interrupt controller saw each of its lines raised.
+    fn irq_stats(&mut self) -> Vec<IrqStats>;
+    /// The 8259A pair, master first; empty on a machine without.
+    fn pics(&mut self) -> Vec<Pic>;
+    /// The I/O APICs; empty on a machine without.
+    fn io_apics(&mut self) -> Vec<IoApic>;
+
+    /// Makes (or empties) a file of the host.
+    fn create_file(&mut self, path: &str) -> io::Result<Box<dyn Write>>;
+    /// The names in directory `path` of the host ("" is the current one), those of directories with
+    /// a `/` at the end; empty where it cannot be read. For completion.
+    fn list_dir(&self, path: &str) -> Vec<String>;
+}

@@ -1,0 +1,246 @@
+//! The machine as the monitor's commands see it.
+
+use std::fs::File;
+use std::io::{self, Write};
+
+use board::Bus;
+use board::memory::MemoryMap;
+use monitor::state::{
+    AddressSpace, Chardev, Cpu, IoApic, IrqStats, Kvm, LocalApic, MemoryRegion, MemoryTree, Pic,
+    RegionKind, Registers, RunState, Version,
+};
+use monitor::{Cause, CommandError, Control};
+
+use crate::machine::Machine;
+use crate::{inspect, paging};
+
+impl Control for Machine {
+    fn version(&self) -> Version {
+        let part = |text: &str| text.parse().unwrap_or(0);
+        Version {
+            major: part(env!("CARGO_PKG_VERSION_MAJOR")),
+            minor: part(env!("CARGO_PKG_VERSION_MINOR")),
+            micro: part(env!("CARGO_PKG_VERSION_PATCH")),
+            package: String::new(),
+        }
+    }
+
+    fn name(&self) -> Option<String> {
+        self.config().name.clone()
+    }
+
+    fn uuid(&self) -> [u8; 16] {
+        self.config().uuid
+    }
+
+    fn kvm(&self) -> Kvm {
+        Kvm { enabled: self.accel().name() == "kvm", present: cfg!(feature = "kvm") }
+    }
+
+    fn chardevs(&self) -> Vec<Chardev> {
+        let info = Machine::chardevs(self).info();
+        info.into_iter()
+            .map(|c| Chardev {
+                label: c.label,
+                filename: c.filename,
+                frontend_open: c.frontend_open,
+            })
+            .collect()
+    }
+
+    fn status(&self) -> RunState {
+        self.state()
+    }
+
+    fn stop(&mut self) -> Result<(), CommandError> {
+        if self.state() == RunState::Running {
+            Machine::stop(self, RunState::Paused);
+        }
+        Ok(())
+    }
+
+    fn cont(&mut self) -> Result<(), CommandError> {
+        Machine::cont(self);
+        Ok(())
+    }
+
+    fn system_reset(&mut self) -> Result<(), CommandError> {
+        self.reset(Cause::HostQmpSystemReset);
+        Ok(())
+    }
+
+    fn system_powerdown(&mut self) -> Result<(), CommandError> {
+        self.press_power_button();
+        Ok(())
+    }
+
+    fn quit(&mut self) {
+        Machine::quit(self, Cause::HostQmpQuit);
+    }
+
+    fn inject_nmi(&mut self) -> Result<(), CommandError> {
+        for index in 0..self.vcpus().count() {
+            self.vcpus().with(index, |vcpu| vcpu.nmi()).map_err(refused)?;
+        }
+        Ok(())
+    }
+
+    fn cpus(&mut self) -> Vec<Cpu> {
+        let topology = self.config().topology;
+        (0..self.vcpus().count())
+            .map(|index| {
+                let (socket_id, core_id, thread_in_core) = topology.place(index as u32);
+                Cpu {
+                    thread_id: self.vcpus().thread_id(index),
+                    halted: self.is_halted(index),
+                    apic_id: index as u32,
+                    socket_id,
+                    core_id,
+                    thread_in_core,
+                }
+            })
+            .collect()
+    }
+
+    fn registers(&mut self, cpu: usize) -> Result<Registers, CommandError> {
+        Ok(inspect::registers(&self.vcpu_state(cpu).map_err(refused)?))
+    }
+
+    fn local_apic(&mut self, cpu: usize) -> Option<LocalApic> {
+        let state = self.vcpu_state(cpu).ok()?;
+        Some(inspect::local_apic(&state.lapic?.registers, state.apic_base))
+    }
+
+    fn read_virtual(&mut self, cpu: usize, addr: u64, data: &mut [u8]) -> Result<(), CommandError> {
+        let state = self.vcpu_state(cpu).map_err(refused)?;
+        paging::read_linear(&state, self.memory(), addr, data).map_err(CommandError::Unmapped)
+    }
+
+    fn read_physical(&mut self, addr: u64, data: &mut [u8]) -> Result<(), CommandError> {
+        self.memory().read(addr, data).map_err(|_| CommandError::Unmapped(addr))
+    }
+
+    fn port_read(&mut self, port: u16, size: u8) -> u32 {
+        let mut data = [0; 4];
+        self.pio().read(port.into(), &mut data[..usize::from(size.min(4))]);
+        u32::from_le_bytes(data)
+    }
+
+    fn port_write(&mut self, port: u16, size: u8, value: u32) {
+        self.pio().write(port.into(), &value.to_le_bytes()[..usize::from(size.min(4))]);
+    }
+
+    fn memory_tree(&mut self) -> MemoryTree {
+        let memory = AddressSpace {
+            names: vec!["memory".into()],
+            root: MemoryRegion {
+                name: "system".into(),
+                start: 0,
+                end: u64::MAX,
+                priority: 0,
+                kind: RegionKind::Io,
+                alias: None,
+                children: memory_regions(self.memory(), self.mmio()),
+            },
+        };
+        let io = AddressSpace {
+            names: vec!["I/O".into()],
+            root: MemoryRegion {
+                name: "io".into(),
+                start: 0,
+                end: 0xFFFF,
+                priority: 0,
+                kind: RegionKind::Io,
+                alias: None,
+                children: device_regions(self.pio()),
+            },
+        };
+        MemoryTree { spaces: vec![memory, io] }
+    }
+
+    fn irq_stats(&mut self) -> Vec<IrqStats> {
+        let counts = self.irqchip().map(|chip| chip.counts().to_vec());
+        counts.map(|counts| IrqStats { controller: "ioapic".into(), counts }).into_iter().collect()
+    }
+
+    fn pics(&mut self) -> Vec<Pic> {
+        let Some(chip) = self.irqchip() else { return Vec::new() };
+        let pic = |view: devices::chip::pic::PicView| Pic {
+            irr: view.irr,
+            imr: view.imr,
+            isr: view.isr,
+            highest_priority: view.hprio,
+            irq_base: view.irq_base,
+            reads_isr: view.rr_sel,
+            elcr: view.elcr,
+            special_fully_nested: view.fnm,
+        };
+        chip.pics().map(pic).into()
+    }
+
+    fn io_apics(&mut self) -> Vec<IoApic> {
+        let Some(chip) = self.irqchip() else { return Vec::new() };
+        let view = chip.ioapic();
+        vec![IoApic {
+            version: devices::chip::ioapic::VERSION,
+            id: view.id,
+            select: view.select,
+            redirection: view.entries.to_vec(),
+            irr: view.irr,
+        }]
+    }
+
+    fn create_file(&mut self, path: &str) -> io::Result<Box<dyn Write>> {
+        if self.config().sandbox {
+            return Err(io::Error::other("--sandbox on lets vmm write no files"));
+        }
+        Ok(Box::new(io::BufWriter::new(File::create(path)?)))
+    }
+
+    fn list_dir(&self, path: &str) -> Vec<String> {
+        let path = if path.is_empty() { "." } else { path };
+        let Ok(entries) = std::fs::read_dir(path) else { return Vec::new() };
+        let name = |entry: std::fs::DirEntry| {
+            let mut name = entry.file_name().into_string().ok()?;
+            if entry.path().is_dir() {
+                name.push('/');
+            }
+            Some(name)
+        };
+        entries.filter_map(|entry| name(entry.ok()?)).collect()
+    }
+}
+
+fn refused(error: impl std::fmt::Display) -> CommandError {
+    CommandError::Refused(error.to_string())
+}
+
+fn memory_regions(memory: &MemoryMap, mmio: &Bus) -> Vec<MemoryRegion> {
+    let slots = memory.slots().iter().map(|slot| MemoryRegion {
+        name: slot.name.into(),
+        start: slot.start,
+        end: slot.start + slot.size - 1,
+        priority: 0,
+        kind: if slot.readonly { RegionKind::Rom } else { RegionKind::Ram },
+        alias: None,
+        children: Vec::new(),
+    });
+    let mut regions: Vec<_> = slots.chain(device_regions(mmio)).collect();
+    regions.sort_by_key(|region| region.start);
+    regions
+}
+
+fn device_regions(bus: &Bus) -> Vec<MemoryRegion> {
+    let mappings = bus.mappings().into_iter();
+    mappings
+        .map(|mapping| MemoryRegion {
+            name: mapping.slot.name().to_owned(),
+            start: mapping.start,
+            end: mapping.end,
+            priority: 0,
+            kind: RegionKind::Io,
+            alias: None,
+            children: Vec::new(),
+        })
+        .collect()
+}

@@ -1,0 +1,349 @@
+//! A machine: its memory, buses, chips and vCPUs, and whether it runs.
+//!
+//! [`Machine::build`] (in `build.rs`) puts it together. All methods are called on the main loop's
+//! thread.
+
+mod build;
+mod requests;
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use board::accel::{ClockState, Doorbells};
+use board::device::Notifier;
+use board::memory::MemoryMap;
+use board::vcpu::{Cpuid, MpState};
+use board::{Accel, Bus, Clock, LoopHandle, Slot, SystemRequest, VcpuState};
+use devices::chardev::Chardevs;
+use devices::chip::irqchip::Irqchip;
+use monitor::state::RunState;
+use monitor::{Cause, Event, PanicAction};
+
+use crate::boot::{self, BootConfig, BootError, Entry, Firmware};
+use crate::config::{Config, MachineKind};
+use crate::doorbell::DoorbellTable;
+use crate::log::Log;
+use crate::report;
+use crate::vcpu::{VcpuEvent, Vcpus};
+use crate::{Error, acpi};
+
+pub use build::Frontends;
+pub use requests::{Request, Requests};
+
+/// How the program is to end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Ending {
+    /// The process's exit status.
+    pub status: u8,
+}
+
+/// What starts the boot vCPU.
+enum Payload {
+    /// `--kernel`, loaded anew at each reset.
+    Kernel,
+    /// `--bios`.
+    Firmware(Firmware),
+}
+
+/// A machine.
+pub struct Machine {
+    config: Config,
+    log: Arc<Log>,
+    events: LoopHandle,
+    clock: Clock,
+    map: MemoryMap,
+    accel: Arc<dyn Accel>,
+    doorbells: Arc<DoorbellTable>,
+    vcpus: Vcpus,
+    cpuids: Vec<Cpuid>,
+    pio: Arc<Bus>,
+    mmio: Arc<Bus>,
+    slots: Vec<Arc<Slot>>,
+    irqchip: Option<Arc<Irqchip>>,
+    power_button: Option<Notifier>,
+    chardevs: Chardevs,
+    payload: Payload,
+    serial_ports: Vec<acpi::SerialPort>,
+    state: RunState,
+    /// The paravirtual clock at the last stop.
+    stopped_clock: Option<ClockState>,
+    ending: Option<Ending>,
+    /// QMP's events that have not been sent yet.
+    news: Vec<Event>,
+}
+
+impl Machine {
+    /// What the machine was made from.
+    pub fn config(&self) -> &Config {
+        &self.config
+    }
+
+    /// The files that are read again at a reset.
+    pub fn files(&self) -> Vec<PathBuf> {
+        let kernel = self.config.kernel.iter().cloned();
+        kernel
+            .chain(self.config.initrd.as_deref().into_iter().flat_map(boot::initrd_files))
+            .collect()
+    }
+
+    /// The state that the machine is in.
+    pub fn state(&self) -> RunState {
+        self.state
+    }
+
+    /// Set once the program is to end.
+    pub fn ending(&self) -> Option<Ending> {
+        self.ending
+    }
+
+    /// QMP's events since the last call.
+    pub fn take_news(&mut self) -> Vec<Event> {
+        std::mem::take(&mut self.news)
+    }
+
+    /// The accelerator.
+    pub fn accel(&self) -> &dyn Accel {
+        &*self.accel
+    }
+
+    /// Doorbells: the accelerator's, or else those of the vCPUs' threads.
+    pub fn doorbells(&self) -> &dyn Doorbells {
+        self.accel.doorbells().unwrap_or(&*self.doorbells)
+    }
+
+    /// RAM and ROM.
+    pub fn memory(&self) -> &MemoryMap {
+        &self.map
+    }
+
+    /// The vCPUs.
+    pub fn vcpus(&self) -> &Vcpus {
+        &self.vcpus
+    }
+
+    /// The port space.
+    pub fn pio(&self) -> &Bus {
+        &self.pio
+    }
+
+    /// The MMIO space.
+    pub fn mmio(&self) -> &Bus {
+        &self.mmio
+    }
+
+    /// The PICs and the I/O APIC, where the accelerator does not have them.
+    pub fn irqchip(&self) -> Option<&Irqchip> {
+        self.irqchip.as_deref()
+    }
+
+    /// The character devices.
+    pub fn chardevs(&self) -> &Chardevs {
+        &self.chardevs
+    }
+
+    /// The state of vCPU `index`, which is stopped for a moment if it runs.
+    ///
+    /// # Errors
+    /// When the accelerator fails.
+    pub fn vcpu_state(&self, index: usize) -> Result<VcpuState, Error> {
+        Ok(self.vcpus.with(index, |vcpu| vcpu.save())?)
+    }
+
+    /// Loads the kernel and puts all vCPUs into the state after reset.
+    ///
+    /// # Errors
+    /// When the kernel cannot be loaded (any more), or the accelerator fails.
+    pub fn load(&mut self) -> Result<(), Error> {
+        let entry = self.load_payload()?;
+        for (index, cpuid) in self.cpuids.iter().enumerate() {
+            let mut state = boot::reset_state(index as u32, cpuid);
+            if let Some(entry) = entry.as_ref().filter(|_| index == 0) {
+                entry.apply(&mut state);
+            }
+            self.vcpus.with(index, move |vcpu| vcpu.restore(&state))?;
+        }
+        Ok(())
+    }
+
+    fn load_payload(&self) -> Result<Option<Entry>, BootError> {
+        let ram = self.map.ram();
+        match (&self.payload, &self.config.kernel) {
+            (Payload::Kernel, Some(kernel)) => {
+                let apic_ids: Vec<_> = (0..self.config.topology.cpus).collect();
+                let platform = acpi::Platform {
+                    apic_ids: &apic_ids,
+                    serial: &self.serial_ports,
+                    legacy: self.config.machine == MachineKind::Pc,
+                    acpi: self.config.acpi,
+                };
+                let rsdp = acpi::install(&platform, ram)?;
+                let config = BootConfig {
+                    kernel,
+                    initrd: self.config.initrd.as_deref(),
+                    cmdline: &self.config.append,
+                    rsdp,
+                };
+                Ok(Some(boot::load(&config, ram)?.entry))
+            }
+            (Payload::Firmware(firmware), _) => {
+                firmware.shadow(ram)?;
+                Ok(None)
+            }
+            (Payload::Kernel, None) => Ok(None),
+        }
+    }
+
+    /// Lets the machine run. No effect if it does, or if only a reset leads on.
+    pub fn cont(&mut self) {
+        if self.state == RunState::Running || self.state.needs_reset() {
+            return;
+        }
+        if let Some(clock) = self.stopped_clock.take() {
+            // A guest without a paravirtual clock does not miss it.
+            let _ = self.accel.set_clock(&clock);
+        }
+        self.clock.start();
+        self.events.clock_changed();
+        for slot in &self.slots {
+            slot.lock().resume();
+        }
+        self.state = RunState::Running;
+        self.news.push(Event::Resume);
+        self.vcpus.resume();
+    }
+
+    /// Stops the machine in `state`. Returns once no vCPU executes guest code.
+    pub fn stop(&mut self, state: RunState) {
+        let ran = self.state == RunState::Running;
+        self.vcpus.pause();
+        self.state = state;
+        if !ran {
+            return;
+        }
+        self.clock.stop();
+        self.events.clock_changed();
+        for slot in &self.slots {
+            // Serial ports have nothing in flight, so the answer is always Done.
+            slot.lock().pause();
+        }
+        self.stopped_clock = self.accel.clock().ok();
+        self.news.push(Event::Stop);
+    }
+
+    /// Presses the reset button, or does what `--no-reboot` says instead.
+    pub fn reset(&mut self, cause: Cause) {
+        if self.config.no_reboot && cause.by_guest() {
+            return self.shut_down(cause);
+        }
+        let runs = self.state == RunState::Running;
+        self.vcpus.pause();
+        if self.config.log.cpu_reset {
+            self.log_registers("CPU Reset");
+        }
+        for slot in &self.slots {
+            slot.lock().reset();
+        }
+        self.news.push(Event::Reset(cause));
+        if let Err(error) = self.load() {
+            report::error(&error);
+            self.stop(RunState::InternalError);
+            return;
+        }
+        if runs {
+            self.vcpus.resume();
+        } else if self.state.needs_reset() {
+            self.state = RunState::Paused;
+        }
+    }
+
+    /// The machine has no power any more: the program ends, or with `--no-shutdown` the machine
+    /// stands still to be looked at.
+    pub fn shut_down(&mut self, cause: Cause) {
+        self.news.push(Event::Shutdown(cause));
+        if self.config.no_shutdown {
+            self.stop(RunState::Shutdown);
+        } else {
+            self.end(0);
+        }
+    }
+
+    /// Ends the program with `status`. The guest does not run any more.
+    pub fn end(&mut self, status: u8) {
+        self.vcpus.pause();
+        self.ending.get_or_insert(Ending { status });
+    }
+
+    /// Ends the program because the user wants it.
+    pub fn quit(&mut self, cause: Cause) {
+        self.news.push(Event::Shutdown(cause));
+        self.end(0);
+    }
+
+    /// Presses the ACPI power button.
+    pub fn press_power_button(&mut self) {
+        if let Some(button) = &self.power_button {
+            button.notify();
+        }
+        self.news.push(Event::Powerdown);
+    }
+
+    /// Sees to a request. The vCPUs were held when it was made.
+    pub fn handle(&mut self, request: Request) {
+        match request {
+            Request::System(request) => self.handle_system(request),
+            Request::Vcpu(id, VcpuEvent::Shutdown) => {
+                if self.config.log.cpu_reset {
+                    self.log_registers(&format!("Triple fault on CPU {id}"));
+                }
+                self.reset(Cause::GuestReset);
+            }
+            Request::Vcpu(id, VcpuEvent::InternalError(error)) => {
+                self.stop(RunState::InternalError);
+                match self.vcpu_state(id as usize) {
+                    Ok(state) => report::internal_error(id, &error, &state, &self.map),
+                    Err(cause) => report::error(&cause),
+                }
+            }
+            Request::Vcpu(_, VcpuEvent::Failed(error)) => {
+                self.stop(RunState::InternalError);
+                report::error(&error);
+            }
+            Request::Quit => self.quit(Cause::HostUi),
+        }
+        if self.ending.is_none() && self.state == RunState::Running {
+            self.vcpus.resume();
+        }
+    }
+
+    fn handle_system(&mut self, request: SystemRequest) {
+        match request {
+            SystemRequest::Reset => self.reset(Cause::GuestReset),
+            SystemRequest::PowerOff => self.shut_down(Cause::GuestShutdown),
+            SystemRequest::Exit(status) => {
+                self.news.push(Event::Shutdown(Cause::GuestShutdown));
+                self.end(status);
+            }
+            SystemRequest::Panicked => {
+                self.stop(RunState::GuestPanicked);
+                self.news.push(Event::GuestPanicked(PanicAction::Pause));
+            }
+            SystemRequest::CrashLoaded => {
+                self.news.push(Event::GuestPanicked(PanicAction::Run));
+            }
+        }
+    }
+
+    fn log_registers(&self, title: &str) {
+        for index in 0..self.vcpus.count() {
+            if let Ok(state) = self.vcpu_state(index) {
+                let registers = report::registers(&state);
+                self.log.write(&format!("{title} (CPU {index})\n{registers}"));
+            }
+        }
+    }
+
+    /// Whether vCPU `index` waits for an interrupt, or has not been started.
+    pub fn is_halted(&self, index: usize) -> bool {
+        self.vcpu_state(index).is_ok_and(|state| state.mp_state != MpState::Runnable)
+    }
+}
