@@ -243,8 +243,8 @@ impl PciBus {
     fn apply(&self, topology: &mut Topology, devfn: Devfn, windows: Windows) {
         let Some(function) = topology.functions.get_mut(&devfn) else { return };
         function.wanted = windows;
-        for bar in 0..BARS {
-            if function.mapped[bar] != windows[bar] {
+        for (bar, window) in windows.iter().enumerate() {
+            if function.mapped[bar] != *window {
                 self.unmap(function, bar);
             }
         }
