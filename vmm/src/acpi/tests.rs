@@ -204,7 +204,7 @@ fn pci_has_its_tables() {
     let has = |bytes: &[u8]| dsdt.windows(bytes.len()).any(|window| window == bytes);
     // Slot 5, pin A: GSI 16; slot 31, pin D: GSI 17.
     assert!(has(b"\x12\x0B\x04\x0C\xFF\xFF\x05\0\0\0\x0A\x10"));
-    assert!(has(b"\x12\x0D\x04\x0C\xFF\xFF\x1F\0\x0A\x03\0\x0A\x11"));
+    assert!(has(b"\x12\x0C\x04\x0C\xFF\xFF\x1F\0\x0A\x03\0\x0A\x11"));
     // The memory window below 4 GiB: first and last address, translation, length.
     let window = [0, 0xD000_0000, 0xFEBF_FFFF, 0, 0x2EC0_0000_u32].map(u32::to_le_bytes).concat();
     assert!(has(&window));
@@ -214,13 +214,8 @@ fn pci_has_its_tables() {
 
 #[test]
 fn the_mp_table_has_the_pins_of_pci() {
-    let platform = Platform {
-        apic_ids: &[0],
-        serial: &[],
-        legacy: true,
-        acpi: false,
-        pci: Some(APERTURES),
-    };
+    let platform =
+        Platform { apic_ids: &[0], serial: &[], legacy: true, acpi: false, pci: Some(APERTURES) };
     let table = mp_table::configuration(&platform);
     assert_eq!(sum(&table), 0);
     let has = |bytes: &[u8]| table.windows(bytes.len()).any(|window| window == bytes);
