@@ -5,8 +5,9 @@ use std::sync::{Arc, RwLock};
 use board::accel::{ApicBus, ClockState, Irqchip};
 use board::memory::{GuestRam, MemoryMap};
 use board::vcpu::{Cpuid, VcpuState};
-use board::{Accel, AccelError, Clock, CpuIo, Exit, Kicker, LocalApic, Vcpu};
+use board::{Accel, AccelError, Clock, CpuIo, Entropy, Exit, Kicker, LocalApic, Vcpu};
 
+use crate::count::{Count, Counting};
 use crate::cpu::{Cpu, Mailbox, Shared, Todo};
 use crate::features;
 use crate::phys::PhysMap;
@@ -25,6 +26,8 @@ pub struct SoftAccel {
     clock: Clock,
     apics: Option<Apics>,
     kvmclock: RwLock<ClockState>,
+    counting: Option<Counting>,
+    seed: Option<u64>,
 }
 
 impl SoftAccel {
@@ -32,7 +35,17 @@ impl SoftAccel {
     /// directly.
     pub fn new(clock: Clock, apics: Option<Apics>) -> Self {
         let kvmclock = RwLock::default();
-        Self { shared: Arc::default(), clock, apics, kvmclock }
+        Self { shared: Arc::default(), clock, apics, kvmclock, counting: None, seed: None }
+    }
+
+    /// The same with a clock that the instructions of its one vCPU drive.
+    pub fn counting(self, counting: Counting) -> Self {
+        Self { counting: Some(counting), ..self }
+    }
+
+    /// The same with RDRAND and RDSEED from the stream that `seed` gives; `None`: from the host.
+    pub fn seeded(self, seed: Option<u64>) -> Self {
+        Self { seed, ..self }
     }
 
     /// As [`Accel::add_vcpu`], with the concrete type.
@@ -43,7 +56,13 @@ impl SoftAccel {
             let mailbox = mailbox.clone();
             (apics.make)(id, Kicker::new(move || mailbox.attend()))
         });
-        let cpu = Cpu::new(id, cpuid, &self.shared, &mailbox, &self.clock, apic);
+        let mut cpu = Cpu::new(id, cpuid, &self.shared, &mailbox, &self.clock, apic);
+        cpu.entropy = Entropy::new(self.seed, &format!("cpu{id}"));
+        if let Some(counting) = &self.counting {
+            let mailbox = mailbox.clone();
+            counting.events.set_driver(move || mailbox.attend());
+            cpu.count = Some(Count::new(counting.clone()));
+        }
         SoftVcpu { cpu: Box::new(cpu), mailbox }
     }
 

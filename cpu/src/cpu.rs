@@ -3,11 +3,13 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Condvar, Mutex, RwLock};
+use std::time::Duration;
 
 use board::vcpu::{Cpuid, DebugRegisters, MpState, Segment, TableRegister};
-use board::{Clock, CpuIo, LocalApic};
+use board::{Clock, CpuIo, Entropy, LocalApic};
 
 use crate::block::{Block, Blocks};
+use crate::count::Count;
 use crate::fault::{Exception, Res, Stop, Why, vector};
 use crate::features::Features;
 use crate::flags::{Flags, bit};
@@ -137,6 +139,18 @@ impl Mailbox {
         }
     }
 
+    /// Waits until something wants attention, for `timeout` at most; false: nothing does.
+    pub(crate) fn wait_for(&self, timeout: Duration) -> bool {
+        let todo = self.todo.lock().unwrap_or_else(|e| e.into_inner());
+        let quiet = |_: &mut Vec<Todo>| !self.attention.load(Ordering::SeqCst);
+        let (todo, _) = self
+            .changed
+            .wait_timeout_while(todo, timeout, quiet)
+            .unwrap_or_else(|e| e.into_inner());
+        drop(todo);
+        self.attention.load(Ordering::SeqCst)
+    }
+
     /// Takes all work.
     pub(crate) fn take(&self) -> Vec<Todo> {
         std::mem::take(&mut self.todo.lock().unwrap_or_else(|e| e.into_inner()))
@@ -208,6 +222,8 @@ pub(crate) struct Cpu {
     pub(crate) next_rip: u64,
     /// Instructions executed.
     pub(crate) icount: u64,
+    /// The count at which timers are due, with `count`.
+    pub(crate) due: u64,
     pub(crate) mailbox: Arc<Mailbox>,
     pub(crate) stop: Option<Why>,
 
@@ -251,6 +267,13 @@ pub(crate) struct Cpu {
     pub(crate) shared: Arc<Shared>,
     pub(crate) apic: Option<Box<dyn LocalApic>>,
     pub(crate) clock: Clock,
+    /// Set where instructions drive the clock.
+    pub(crate) count: Option<Count>,
+    /// The current instruction may reach devices: its count is exact.
+    pub(crate) solo: bool,
+    /// The next instruction is to be executed in a block of its own.
+    pub(crate) solo_next: bool,
+    pub(crate) entropy: Entropy,
     /// The machine, while `run` executes.
     pub(crate) io: Option<*const dyn CpuIo>,
     pub(crate) id: u32,
@@ -264,6 +287,7 @@ impl Cpu {
     /// The machine.
     #[inline]
     pub(crate) fn io(&self) -> &dyn CpuIo {
+        self.publish();
         match self.io {
             // SAFETY: `run` sets `io` from a reference that outlives it and clears it at its end.
             Some(io) => unsafe { &*io },
@@ -547,6 +571,7 @@ impl Cpu {
     pub(crate) fn apic_read(&mut self, phys: u64, data: &mut [u8]) {
         let offset = (phys & 0xFFF) as u32;
         data.fill(0);
+        self.publish();
         if let Some(apic) = &mut self.apic {
             let value = apic.read(offset & !0xF).to_le_bytes();
             for (i, byte) in data.iter_mut().enumerate() {

@@ -24,6 +24,7 @@ compile_error!("the software CPU runs vector and x87 instructions on the host: x
 mod accel;
 mod arch;
 mod block;
+mod count;
 mod cpu;
 mod decode;
 mod exec;
@@ -40,3 +41,4 @@ mod run;
 mod state;
 
 pub use accel::{Apics, SoftAccel, SoftVcpu};
+pub use count::Counting;

@@ -97,6 +97,7 @@ impl Cpu {
     /// # Errors
     /// #GP(0) for an MSR that does not exist.
     pub(crate) fn read_msr(&mut self, msr: u32) -> Res<u64> {
+        self.publish();
         Ok(match msr {
             IA32_TSC => self.tsc(),
             IA32_APIC_BASE => self.apic.as_ref().map_or(self.msrs.apic_base, |apic| apic.base()),

@@ -260,7 +260,7 @@ impl Cpu {
     /// The time-stamp counter.
     pub(crate) fn tsc(&self) -> u64 {
         let khz = u128::from(self.tsc_khz.max(1));
-        let ticks = u128::from(self.clock.now().nanos()) * khz / 1_000_000;
+        let ticks = u128::from(self.now().nanos()) * khz / 1_000_000;
         (ticks as u64).wrapping_add(self.msrs.tsc_offset)
     }
 }

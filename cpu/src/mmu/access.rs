@@ -32,6 +32,11 @@ impl Place {
         // SAFETY: the offset stays within the page.
         self.page.map(|page| unsafe { page.host.add((self.phys & 0xFFF) as usize) })
     }
+
+    /// Whether a write ends in memory: no device sees it.
+    fn is_plain(&self) -> bool {
+        self.page.is_some_and(|page| !page.readonly)
+    }
 }
 
 impl Cpu {
@@ -126,10 +131,16 @@ impl Cpu {
         let place = self.translate(linear, access)?;
         if first < data.len() {
             let rest = self.translate(self.wrap(linear.wrapping_add(first as u64)), access)?;
+            if place.page.is_none() || rest.page.is_none() {
+                self.alone()?;
+            }
             let (a, b) = data.split_at_mut(first);
             self.read_place(place, a);
             self.read_place(rest, b);
         } else {
+            if place.page.is_none() {
+                self.alone()?;
+            }
             self.read_place(place, data);
         }
         Ok(())
@@ -142,10 +153,16 @@ impl Cpu {
         let place = self.translate(linear, access)?;
         if first < data.len() {
             let rest = self.translate(self.wrap(linear.wrapping_add(first as u64)), access)?;
+            if !place.is_plain() || !rest.is_plain() {
+                self.alone()?;
+            }
             let (a, b) = data.split_at(first);
             self.write_place(place, a);
             self.write_place(rest, b);
         } else {
+            if !place.is_plain() {
+                self.alone()?;
+            }
             self.write_place(place, data);
         }
         Ok(())
@@ -271,8 +288,11 @@ impl Cpu {
             self.translate(self.wrap(linear.wrapping_add(size - 1) & !0xFFF), access)?;
             return Ok(None);
         }
-        let writable = place.page.is_some_and(|page| !page.readonly);
-        Ok(place.host().filter(|_| writable).and_then(NonNull::new).map(|host| (host, place)))
+        Ok(place
+            .host()
+            .filter(|_| place.is_plain())
+            .and_then(NonNull::new)
+            .map(|host| (host, place)))
     }
 }
 
