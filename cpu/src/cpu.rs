@@ -1,9 +1,9 @@
 //! The state of one vCPU, and what all instructions share: modes, registers, stack, raising.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Condvar, Mutex, RwLock};
-use std::time::Duration;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Condvar, Mutex, OnceLock, RwLock};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use board::vcpu::{Cpuid, DebugRegisters, MpState, Segment, TableRegister};
 use board::{Clock, CpuIo, Entropy, LocalApic};
@@ -103,6 +103,8 @@ pub(crate) enum Todo {
     ProtectAll,
     /// The memory map has changed.
     NewMap,
+    /// The paravirtual clock was set.
+    NewClock,
 }
 
 /// How other threads reach a vCPU.
@@ -164,18 +166,35 @@ impl Mailbox {
 }
 
 /// What the vCPUs of a machine share.
-#[derive(Debug, Default)]
+#[derive(Default)]
 pub(crate) struct Shared {
     pub(crate) map: RwLock<Arc<PhysMap>>,
     pub(crate) mailboxes: RwLock<Vec<Arc<Mailbox>>>,
     /// Held over a locked access that no single host instruction can make.
     pub(crate) split_lock: Mutex<()>,
+    /// What the paravirtual clock is ahead of the VM clock, in nanoseconds.
+    pub(crate) kvmclock: AtomicU64,
+    /// Nanoseconds since 1970 now; the host's clock if there is nothing here.
+    pub(crate) wall: OnceLock<WallClock>,
 }
+
+/// Says how many nanoseconds have passed since 1970 (UTC).
+pub type WallClock = Box<dyn Fn() -> u64 + Send + Sync>;
 
 impl Shared {
     /// The memory map now.
     pub(crate) fn map(&self) -> Arc<PhysMap> {
         self.map.read().unwrap_or_else(|e| e.into_inner()).clone()
+    }
+
+    /// Nanoseconds since 1970.
+    pub(crate) fn wall_clock(&self) -> u64 {
+        match self.wall.get() {
+            Some(wall) => wall(),
+            None => SystemTime::now()
+                .duration_since(UNIX_EPOCH)
+                .map_or(0, |since| u64::try_from(since.as_nanos()).unwrap_or(u64::MAX)),
+        }
     }
 
     /// Leaves work for every vCPU.

@@ -116,6 +116,9 @@ const ALWAYS: &[F] = &[
     F::MULTIBYTENOP,
     F::MONITOR,
     F::CLDEMOTE,
+    // VMCALL and VMMCALL, by which guests call a hypervisor; there is no other instruction of these.
+    F::VMX,
+    F::SVM,
 ];
 
 /// Whether the host's units can execute the feature's instructions, as far as they do it here.
@@ -176,7 +179,11 @@ pub(crate) fn supported() -> Cpuid {
         // The TSC runs at 1 GHz.
         leaf(0x15, 1, 1, 1_000_000_000, 0),
         leaf(0x16, 1000, 1000, 100, 0),
-        leaf(0x4000_0000, 0x4000_0000, text(b"vmmv"), text(b"mmvm"), text(b"m")),
+        // KVM's signature: guests look for its clock under no other.
+        leaf(0x4000_0000, 0x4000_0010, text(b"KVMK"), text(b"VMKV"), text(b"M")),
+        leaf(0x4000_0001, crate::kvmclock::FEATURES, 0, 0, 0),
+        // TSC and APIC timer in kHz, where VMware has them and KVM's users put them.
+        leaf(0x4000_0010, 1_000_000, 1_000_000, 0, 0),
         leaf(0x8000_0000, 0x8000_0008, 0, 0, 0),
         leaf(EXTENDED, 0, 0, bits(EXTENDED, Reg::C), bits(EXTENDED, Reg::D)),
         leaf(0x8000_0002, text(b"vmm "), text(b"soft"), text(b"ware"), text(b" CPU")),

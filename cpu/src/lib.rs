@@ -33,6 +33,7 @@ mod features;
 mod flags;
 mod host;
 mod int;
+mod kvmclock;
 mod mmu;
 mod msr;
 mod ops;
@@ -42,3 +43,4 @@ mod state;
 
 pub use accel::{Apics, SoftAccel, SoftVcpu};
 pub use count::Counting;
+pub use cpu::WallClock;

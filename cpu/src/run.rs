@@ -187,6 +187,7 @@ impl Cpu {
                     });
                 }
                 Todo::NewMap => self.new_map(),
+                Todo::NewClock => self.show_system_time(),
             }
         }
         self.apic_events();

@@ -26,7 +26,12 @@ pub fn open(
     let mut accel =
         SoftAccel::new(events.clock().clone(), Some(Apics { make, bus })).seeded(config.seed);
     if let Some(Icount { shift, sleep }) = config.icount {
-        accel = accel.counting(Counting { events: events.clone(), shift, sleep });
+        // The paravirtual clock's wall clock starts with the RTC, and goes with the machine's clock.
+        let base = u64::try_from(config.rtc.start_nanos()).unwrap_or(0);
+        let clock = events.clock().clone();
+        accel = accel
+            .counting(Counting { events: events.clone(), shift, sleep })
+            .with_wall_clock(Box::new(move || base.saturating_add(clock.now().nanos())));
     }
     accel.set_memory(map)?;
     Ok(Arc::new(accel))

@@ -31,6 +31,7 @@ pub(super) fn find(mnemonic: Mnemonic) -> Option<Exec> {
         M::Rdpid => rdpid,
         M::Rdpmc => |cpu, _| cpu.gp(0),
         M::Cpuid => cpuid,
+        M::Vmcall | M::Vmmcall => |cpu, _| cpu.hypercall(),
         M::Swapgs => swapgs,
         M::Rdfsbase => |cpu, i| read_base(cpu, i, seg::FS),
         M::Rdgsbase => |cpu, i| read_base(cpu, i, seg::GS),

@@ -210,7 +210,7 @@ impl Cpu {
     }
 
     /// Reads from one page.
-    fn read_place(&mut self, place: Place, data: &mut [u8]) {
+    pub(crate) fn read_place(&mut self, place: Place, data: &mut [u8]) {
         match place.host() {
             // SAFETY: `host` points into a page of guest memory, and the caller stays within it.
             Some(host) => unsafe { copy_from_guest(host, data) },
