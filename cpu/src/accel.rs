@@ -164,7 +164,10 @@ impl Vcpu for SoftVcpu {
         let io: *const (dyn CpuIo + 'static) = unsafe { std::mem::transmute(io) };
         self.cpu.io = Some(io);
         let exit = loop {
-            match self.cpu.execute() {
+            self.mailbox.enter();
+            let exit = self.cpu.execute();
+            self.mailbox.leave();
+            match exit {
                 // Whatever ends the halt comes through the mailbox.
                 Exit::Halted if self.cpu.apic.is_some() => self.mailbox.wait(),
                 exit => break exit,

@@ -17,7 +17,7 @@ use std::hash::{BuildHasherDefault, Hasher};
 
 use iced_x86::Instruction;
 
-use crate::cpu::{Bits, Cpu, PAGE};
+use crate::cpu::{Bits, Cpu, PAGE, Todo};
 use crate::exec::Exec;
 use crate::fault::Res;
 use crate::mmu::walk::{Access, Kind};
@@ -226,12 +226,33 @@ impl Cpu {
     /// it are noticed.
     pub(crate) fn watch_code(&mut self, phys: u64) {
         let phys = phys & !0xFFF;
-        if let Some(page) = self.phys.page(phys)
-            && self.phys.set_code(page)
-        {
-            self.tlb.protect(phys);
-            self.shared.tell_others(&self.mailbox, crate::cpu::Todo::Protect(phys));
+        let Some(page) = self.phys.page(phys) else { return };
+        let Some(unsettled) = self.phys.set_code(page, self.id) else { return };
+        self.tlb.protect(phys);
+        if !unsettled.only_own {
+            self.protect_everywhere(phys);
         }
+        self.phys.settle(page, unsettled);
+    }
+
+    /// Has all other vCPUs' TLBs lead writes to the page to the slow path, and returns once none of
+    /// them is in a block that began before.
+    fn protect_everywhere(&mut self, phys: u64) {
+        let asked = self.shared.ask_others(&self.mailbox, Todo::Protect(phys));
+        // Another one may wait for this one, which executes nothing meanwhile.
+        self.mailbox.leave();
+        for (mailbox, ticket) in asked {
+            let mut turns = 0_u32;
+            while !mailbox.has_answered(ticket) {
+                turns += 1;
+                if turns.is_multiple_of(64) {
+                    std::thread::yield_now();
+                }
+                std::hint::spin_loop();
+            }
+        }
+        self.mailbox.enter();
+        self.catch_up();
     }
 
     /// Drops the blocks of the guest-physical page `phys`, the current one included: execution

@@ -97,7 +97,8 @@ pub(crate) const RDI: usize = 7;
 pub(crate) enum Todo {
     /// Drop decoded code of this guest-physical page.
     DropCode(u64),
-    /// Another vCPU holds code of this guest-physical page: writes to it take the slow path.
+    /// Another vCPU is about to read code of this guest-physical page: writes to it take the slow
+    /// path.
     Protect(u64),
     /// The dirty log was taken: every write takes the slow path once.
     ProtectAll,
@@ -116,13 +117,42 @@ pub(crate) struct Mailbox {
     pub(crate) kick: AtomicBool,
     todo: Mutex<Vec<Todo>>,
     changed: Condvar,
+    /// The vCPU may be in the middle of a block.
+    inside: AtomicBool,
+    /// How much work has been left, and how much of that has been done.
+    asked: AtomicU64,
+    answered: AtomicU64,
 }
 
 impl Mailbox {
     /// Leaves work.
     pub(crate) fn post(&self, todo: Todo) {
-        self.todo.lock().unwrap_or_else(|e| e.into_inner()).push(todo);
+        self.ask(todo);
+    }
+
+    /// The same, with a ticket for [`Mailbox::has_answered`].
+    fn ask(&self, todo: Todo) -> u64 {
+        let mut list = self.todo.lock().unwrap_or_else(|e| e.into_inner());
+        list.push(todo);
+        let ticket = self.asked.fetch_add(1, Ordering::SeqCst) + 1;
+        drop(list);
         self.attend();
+        ticket
+    }
+
+    /// Whether the work of `ticket` has been done, or will be before the vCPU's next instruction.
+    pub(crate) fn has_answered(&self, ticket: u64) -> bool {
+        self.answered.load(Ordering::SeqCst) >= ticket || !self.inside.load(Ordering::SeqCst)
+    }
+
+    /// The vCPU is about to execute: it looks for work after this, and before its first block.
+    pub(crate) fn enter(&self) {
+        self.inside.store(true, Ordering::SeqCst);
+    }
+
+    /// The vCPU executes nothing until it enters again.
+    pub(crate) fn leave(&self) {
+        self.inside.store(false, Ordering::SeqCst);
     }
 
     /// Makes the vCPU look at everything before its next block, and ends a halt.
@@ -153,9 +183,15 @@ impl Mailbox {
         self.attention.load(Ordering::SeqCst)
     }
 
-    /// Takes all work.
-    pub(crate) fn take(&self) -> Vec<Todo> {
-        std::mem::take(&mut self.todo.lock().unwrap_or_else(|e| e.into_inner()))
+    /// Takes all work, with the ticket that says when it is done.
+    pub(crate) fn take(&self) -> (Vec<Todo>, u64) {
+        let mut list = self.todo.lock().unwrap_or_else(|e| e.into_inner());
+        (std::mem::take(&mut *list), self.asked.load(Ordering::SeqCst))
+    }
+
+    /// The work up to this ticket has been done.
+    pub(crate) fn answer(&self, ticket: u64) {
+        self.answered.store(ticket, Ordering::SeqCst);
     }
 
     /// Makes `run` return.
@@ -202,6 +238,13 @@ impl Shared {
         for mailbox in self.mailboxes.read().unwrap_or_else(|e| e.into_inner()).iter() {
             mailbox.post(todo);
         }
+    }
+
+    /// Leaves work for every vCPU but that of `me`, with tickets.
+    pub(crate) fn ask_others(&self, me: &Arc<Mailbox>, todo: Todo) -> Vec<(Arc<Mailbox>, u64)> {
+        let mailboxes = self.mailboxes.read().unwrap_or_else(|e| e.into_inner());
+        let others = mailboxes.iter().filter(|mailbox| !Arc::ptr_eq(mailbox, me));
+        others.map(|mailbox| (mailbox.clone(), mailbox.ask(todo))).collect()
     }
 
     /// Leaves work for every vCPU but that of `me`.

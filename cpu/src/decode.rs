@@ -133,7 +133,7 @@ impl Cpu {
     }
 }
 
-/// Whether what follows `instr` may have to be looked at anew: it branches, changes the mode, the
+/// Whether what follows `instr` may have to be looked at anew: it branches, serialises, changes the mode, the
 /// address space or the interrupt flag, reaches a device or shows the time, which is that of the
 /// block's end.
 fn ends_block(instr: &Instruction) -> bool {
@@ -186,7 +186,9 @@ fn ends_block(instr: &Instruction) -> bool {
         | M::Lldt
         | M::Into
         | M::Bound
-        | M::Vmcall => true,
+        | M::Cpuid
+        | M::Vmcall
+        | M::Vmmcall => true,
         _ => false,
     }
 }

@@ -1,7 +1,7 @@
 //! CPUID: what this CPU can show, and what follows from what it does show.
 
 use board::vcpu::{Cpuid, CpuidLeaf};
-use iced_x86::{CpuidFeature as F, Instruction};
+use iced_x86::{CpuidFeature as F, Instruction, Mnemonic};
 
 use crate::cpu::{Cpu, cr4, efer};
 
@@ -116,9 +116,6 @@ const ALWAYS: &[F] = &[
     F::MULTIBYTENOP,
     F::MONITOR,
     F::CLDEMOTE,
-    // VMCALL and VMMCALL, by which guests call a hypervisor; there is no other instruction of these.
-    F::VMX,
-    F::SVM,
 ];
 
 /// Whether the host's units can execute the feature's instructions, as far as they do it here.
@@ -259,7 +256,9 @@ impl Features {
 
     /// Whether the guest may use `instr`.
     pub(crate) fn offers(&self, instr: &Instruction) -> bool {
-        instr.cpuid_features().iter().all(|f| self.offered[*f as usize])
+        // The guest's side of virtualisation is there without the host's.
+        matches!(instr.mnemonic(), Mnemonic::Vmcall | Mnemonic::Vmmcall)
+            || instr.cpuid_features().iter().all(|f| self.offered[*f as usize])
     }
 
     /// Physical address bits that `cpuid` shows.

@@ -2,14 +2,29 @@
 //!
 //! All vCPUs share one [`PhysMap`]; a change of the memory map makes a new one. A page's state
 //! byte says whether some vCPU holds decoded blocks of it: a write to such a page takes the slow
-//! path, which tells every vCPU to drop those blocks.
+//! path, which tells every vCPU to drop those blocks. Another byte says whose TLBs may lead writes to
+//! the page past that: before a vCPU reads code of it, those have to give that up.
 
 use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 
 use board::memory::{MemoryMap, PAGE_SIZE};
 
-/// Some vCPU holds decoded code of the page.
+/// Some vCPU holds decoded code of the page, or is about to.
 const CODE: u8 = 1;
+/// And no TLB leads writes to it any more. What is above counts how often CODE was set.
+const SETTLED: u8 = 2;
+const STEP: u8 = 4;
+
+/// More than one vCPU, or one whose number does not fit, may write the page unnoticed.
+const SEVERAL: u8 = u8::MAX;
+
+/// What [`PhysMap::set_code`] leaves to do.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Unsettled {
+    state: u8,
+    /// Whose TLBs may lead writes to the page past the slow path: nobody's but the caller's.
+    pub(crate) only_own: bool,
+}
 
 /// A slot with the state of its pages.
 #[derive(Debug)]
@@ -20,6 +35,8 @@ struct Slot {
     readonly: bool,
     log: bool,
     pages: Box<[AtomicU8]>,
+    /// By page: 0, or the only vCPU's number plus 1, or `SEVERAL`.
+    writers: Box<[AtomicU8]>,
     dirty: Box<[AtomicU64]>,
 }
 
@@ -38,6 +55,11 @@ pub(crate) struct Page {
     pub(crate) readonly: bool,
     slot: usize,
     index: usize,
+}
+
+/// What stands for a vCPU among the writers of a page, if it fits.
+fn number(id: u32) -> Option<u8> {
+    u8::try_from(id + 1).ok().filter(|number| *number != SEVERAL)
 }
 
 /// The memory map.
@@ -63,6 +85,7 @@ impl PhysMap {
                     readonly: slot.readonly,
                     log: slot.log_dirty,
                     pages: (0..pages).map(|_| AtomicU8::new(0)).collect(),
+                    writers: (0..pages).map(|_| AtomicU8::new(0)).collect(),
                     dirty: (0..words).map(|_| AtomicU64::new(0)).collect(),
                 }
             })
@@ -94,14 +117,54 @@ impl PhysMap {
         self.slots[page.slot].pages[page.index].load(Ordering::SeqCst) & CODE != 0
     }
 
-    /// Notes that a vCPU is about to read code of the page; true if none had before.
-    pub(crate) fn set_code(&self, page: Page) -> bool {
-        self.slots[page.slot].pages[page.index].fetch_or(CODE, Ordering::SeqCst) & CODE == 0
+    /// Notes that vCPU `id` is about to read code of the page. If something comes back, writes to
+    /// the page may still go unnoticed: they have to be stopped, then [`PhysMap::settle`] called,
+    /// before the code is read.
+    pub(crate) fn set_code(&self, page: Page, id: u32) -> Option<Unsettled> {
+        let state = &self.slots[page.slot].pages[page.index];
+        let set = |old: u8| (old & CODE == 0).then(|| (old & !SETTLED).wrapping_add(STEP) | CODE);
+        match state.fetch_update(Ordering::SeqCst, Ordering::SeqCst, set) {
+            Ok(old) => {
+                let writers = &self.slots[page.slot].writers[page.index];
+                // Who notes itself after this sees CODE.
+                let writers = writers.swap(0, Ordering::SeqCst);
+                let state = (old & !SETTLED).wrapping_add(STEP) | CODE;
+                Some(Unsettled { state, only_own: writers == 0 || Some(writers) == number(id) })
+            }
+            Err(state) if state & SETTLED != 0 => None,
+            // Another vCPU is at it, and knows whose writes they are.
+            Err(state) => Some(Unsettled { state, only_own: false }),
+        }
+    }
+
+    /// Writes to the page are noticed from now on, unless its code has been dropped meanwhile.
+    pub(crate) fn settle(&self, page: Page, unsettled: Unsettled) {
+        let state = &self.slots[page.slot].pages[page.index];
+        let settled = unsettled.state | SETTLED;
+        // Failing: dropped.
+        let _ =
+            state.compare_exchange(unsettled.state, settled, Ordering::SeqCst, Ordering::SeqCst);
+    }
+
+    /// Whether the TLB of vCPU `id` may lead writes straight to the page. Until code is read of it
+    /// they go unnoticed.
+    pub(crate) fn may_write(&self, page: Page, id: u32) -> bool {
+        let writers = &self.slots[page.slot].writers[page.index];
+        let own = number(id).unwrap_or(SEVERAL);
+        let now = writers.load(Ordering::SeqCst);
+        if now != own && now != SEVERAL {
+            let first = writers.compare_exchange(0, own, Ordering::SeqCst, Ordering::SeqCst);
+            if first.is_err() {
+                writers.store(SEVERAL, Ordering::SeqCst);
+            }
+        }
+        !self.has_code(page)
     }
 
     /// Notes that all vCPUs have been told to drop the page's code; true if there was any.
     pub(crate) fn clear_code(&self, page: Page) -> bool {
-        self.slots[page.slot].pages[page.index].fetch_and(!CODE, Ordering::SeqCst) & CODE != 0
+        let state = &self.slots[page.slot].pages[page.index];
+        state.fetch_and(!(CODE | SETTLED), Ordering::SeqCst) & CODE != 0
     }
 
     /// Notes a write for the dirty log.

@@ -100,7 +100,8 @@ impl Cpu {
             let shadow = self.sti_shadow || self.mov_ss_shadow;
             if !shadow && self.nmi_pending | self.irq_hint {
                 self.interrupts();
-                if self.stop.is_some() {
+                // Code that was changed before an interrupt was sent is not executed after it.
+                if self.stop.is_some() || self.mailbox.attention.load(Ordering::SeqCst) {
                     continue;
                 }
             }
@@ -169,27 +170,9 @@ impl Cpu {
     /// Looks at what other threads and the machine want.
     fn attend(&mut self) -> Option<Exit> {
         self.irq_hint = true;
-        for todo in self.mailbox.take() {
-            match todo {
-                Todo::DropCode(page) => self.drop_code(page),
-                Todo::Protect(page) => {
-                    if self.tlb.protect(page) {
-                        // It may have been written since the other vCPU decoded it.
-                        self.shared.tell_others(&self.mailbox, Todo::DropCode(page));
-                    }
-                }
-                Todo::ProtectAll => {
-                    let phys = self.phys.clone();
-                    self.tlb.protect_all(|page| {
-                        if let Some(page) = phys.page(page) {
-                            phys.mark_dirty(page);
-                        }
-                    });
-                }
-                Todo::NewMap => self.new_map(),
-                Todo::NewClock => self.show_system_time(),
-            }
-        }
+        let (work, ticket) = self.mailbox.take();
+        work.into_iter().for_each(|todo| self.do_work(todo));
+        self.mailbox.answer(ticket);
         self.apic_events();
         if self.mailbox.kick.swap(false, Ordering::SeqCst) {
             return Some(Exit::Kicked);
@@ -199,6 +182,38 @@ impl Cpu {
             return Some(Exit::Kicked);
         }
         None
+    }
+
+    fn do_work(&mut self, todo: Todo) {
+        match todo {
+            Todo::DropCode(page) => self.drop_code(page),
+            Todo::Protect(page) => {
+                self.tlb.protect(page);
+            }
+            Todo::ProtectAll => {
+                let phys = self.phys.clone();
+                self.tlb.protect_all(|page| {
+                    if let Some(page) = phys.page(page) {
+                        phys.mark_dirty(page);
+                    }
+                });
+            }
+            Todo::NewMap => self.new_map(),
+            Todo::NewClock => self.show_system_time(),
+        }
+    }
+
+    /// Answers the vCPUs that wait for this one while it decodes a block. All else waits until it
+    /// has: the block may be of code that is to be dropped.
+    pub(crate) fn catch_up(&mut self) {
+        let (work, ticket) = self.mailbox.take();
+        for todo in work {
+            match todo {
+                Todo::Protect(_) => self.do_work(todo),
+                _ => self.mailbox.post(todo),
+            }
+        }
+        self.mailbox.answer(ticket);
     }
 
     /// Acts on what has arrived over the APIC bus besides interrupts.

@@ -196,7 +196,7 @@ impl Cpu {
                 _ if self.cr4 & crate::cpu::cr4::SMAP == 0 => Rights::Supervisor,
                 _ => Rights::SupervisorAc,
             };
-            let write = walk.write && !page.readonly && !self.phys.has_code(page);
+            let write = walk.write && !page.readonly && self.phys.may_write(page, self.id);
             if write {
                 self.phys.mark_dirty(page);
             }
