@@ -455,13 +455,18 @@ impl Cpu {
     /// Chooses the TLB's table after a change of CPL or EFLAGS.AC.
     pub(crate) fn update_rights(&mut self) {
         let rights = if self.cpl == 3 {
-            Rights::User
+            if self.checks_alignment() { Rights::UserAligned } else { Rights::User }
         } else if self.cr4 & cr4::SMAP != 0 && self.flags.rest & bit::AC != 0 {
             Rights::SupervisorAc
         } else {
             Rights::Supervisor
         };
         self.tlb.select(rights);
+    }
+
+    /// Whether misaligned data accesses raise #AC (SDM vol. 3, 6.15): CR0.AM, EFLAGS.AC, CPL 3.
+    pub(crate) fn checks_alignment(&self) -> bool {
+        self.cpl == 3 && self.cr0 & cr0::AM != 0 && self.flags.rest & bit::AC != 0
     }
 
     /// The current RIP modulo the width of the instruction pointer.
@@ -604,7 +609,24 @@ impl Cpu {
             let len = [1, 2, 8, 4][(control >> 2 & 3) as usize];
             let start = self.debug.address[i] & !(len - 1);
             let overlaps = linear < start.wrapping_add(len) && start < linear.wrapping_add(size);
-            if matches && overlaps {
+            if self.debug.control >> (2 * i) & 3 != 0 && matches && overlaps {
+                self.watch_hit |= 1 << i;
+            }
+        }
+    }
+
+    /// Notes which watchpoints an access to ports hits; CR4.DE makes there be such.
+    pub(crate) fn watch_port(&mut self, port: u16, size: u64) {
+        if self.debug.control & 0xFF == 0 || self.cr4 & cr4::DE == 0 {
+            return;
+        }
+        for i in 0..4 {
+            let control = self.debug.control >> (16 + 4 * i);
+            let len = [1, 2, 8, 4][(control >> 2 & 3) as usize];
+            let start = self.debug.address[i] & !(len - 1);
+            let port = u64::from(port);
+            let overlaps = port < start.wrapping_add(len) && start < port + size;
+            if self.debug.control >> (2 * i) & 3 != 0 && control & 3 == 2 && overlaps {
                 self.watch_hit |= 1 << i;
             }
         }

@@ -131,6 +131,7 @@ impl Cpu {
         let place = self.translate(linear, access)?;
         if first < data.len() {
             let rest = self.translate(self.wrap(linear.wrapping_add(first as u64)), access)?;
+            self.check_alignment(linear, data.len(), access)?;
             if place.page.is_none() || rest.page.is_none() {
                 self.alone()?;
             }
@@ -138,6 +139,7 @@ impl Cpu {
             self.read_place(place, a);
             self.read_place(rest, b);
         } else {
+            self.check_alignment(linear, data.len(), access)?;
             if place.page.is_none() {
                 self.alone()?;
             }
@@ -153,6 +155,7 @@ impl Cpu {
         let place = self.translate(linear, access)?;
         if first < data.len() {
             let rest = self.translate(self.wrap(linear.wrapping_add(first as u64)), access)?;
+            self.check_alignment(linear, data.len(), access)?;
             if !place.is_plain() || !rest.is_plain() {
                 self.alone()?;
             }
@@ -160,10 +163,21 @@ impl Cpu {
             self.write_place(place, a);
             self.write_place(rest, b);
         } else {
+            self.check_alignment(linear, data.len(), access)?;
             if !place.is_plain() {
                 self.alone()?;
             }
             self.write_place(place, data);
+        }
+        Ok(())
+    }
+
+    /// Raises #AC for a misaligned word, doubleword or quadword where that is checked. Larger
+    /// operands have rules of their own.
+    fn check_alignment(&mut self, linear: u64, size: usize, access: Access) -> Res {
+        let checked = access.user && matches!(size, 2 | 4 | 8) && self.checks_alignment();
+        if checked && linear & (size as u64 - 1) != 0 {
+            return self.raise_error(vector::AC, 0);
         }
         Ok(())
     }
@@ -191,6 +205,7 @@ impl Cpu {
         let page = if self.apic_page(walk.phys) { None } else { self.phys.page(walk.phys) };
         if let Some(page) = page {
             let rights = match access {
+                Access { user: true, .. } if self.checks_alignment() => Rights::UserAligned,
                 Access { user: true, .. } => Rights::User,
                 Access { smap: true, .. } => Rights::Supervisor,
                 _ if self.cr4 & crate::cpu::cr4::SMAP == 0 => Rights::Supervisor,
@@ -200,7 +215,7 @@ impl Cpu {
             if write {
                 self.phys.mark_dirty(page);
             }
-            let watched = self.watched_page(linear);
+            let watched = self.watched_page(linear) || rights == Rights::UserAligned;
             let allow =
                 Allow { read: walk.read && !watched, write: write && !watched, exec: walk.exec };
             let (global, large) = (walk.global, walk.large);
@@ -284,8 +299,12 @@ impl Cpu {
         let linear = self.wrap(linear);
         self.watch(linear, size, Kind::Write);
         let place = self.translate(linear, access)?;
-        if self.room(linear) < size as usize {
+        let crosses = self.room(linear) < size as usize;
+        if crosses {
             self.translate(self.wrap(linear.wrapping_add(size - 1) & !0xFFF), access)?;
+        }
+        self.check_alignment(linear, size as usize, access)?;
+        if crosses {
             return Ok(None);
         }
         Ok(place
