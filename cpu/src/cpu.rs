@@ -15,7 +15,7 @@ use crate::host::Vector;
 use crate::mmu::tlb::{Rights, Tlb};
 use crate::mmu::walk::Kind;
 use crate::msr::Msrs;
-use crate::phys::PhysMap;
+use crate::phys::{PhysMap, Span};
 
 #[allow(missing_docs)]
 pub(crate) mod cr0 {
@@ -93,8 +93,8 @@ pub(crate) const RDI: usize = 7;
 /// Work that another thread leaves for a vCPU; it is done before the next block.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Todo {
-    /// Drop decoded code of this guest-physical page.
-    DropCode(u64),
+    /// Drop decoded code of these bytes.
+    DropCode(Span),
     /// Another vCPU holds code of this guest-physical page: writes to it take the slow path.
     Protect(u64),
     /// The dirty log was taken: every write takes the slow path once.

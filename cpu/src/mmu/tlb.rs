@@ -40,6 +40,8 @@ const EMPTY: Entry = Entry { read: NONE, write: NONE, exec: NONE, addend: 0 };
 pub(crate) struct Cold {
     /// Guest-physical page.
     pub(crate) phys: u64,
+    /// A tag that is set where writes are allowed but the page may hold decoded code.
+    pub(crate) guarded: u64,
 }
 
 /// The tables of one vCPU.
@@ -108,6 +110,12 @@ impl Tlb {
         self.cold[self.base + Self::index(linear)].phys
     }
 
+    /// What the hot path does not need of `entry(linear)`.
+    #[inline(always)]
+    pub(crate) fn cold(&self, linear: u64) -> Cold {
+        self.cold[self.base + Self::index(linear)]
+    }
+
     /// Adds what is known of `linear` under `rights`: tags that are allowed are set.
     #[allow(clippy::too_many_arguments)]
     pub(crate) fn insert(
@@ -134,12 +142,13 @@ impl Tlb {
             exec: set(allow.exec, old.exec),
             addend: host.wrapping_sub(linear & PAGE),
         };
-        self.cold[i] = Cold { phys };
+        self.cold[i] = Cold { phys, guarded: set(allow.guarded, self.cold[i].guarded) };
     }
 
     fn fresh(&mut self) -> u64 {
         if self.next_generation > 0xFFF {
             self.entries.fill(EMPTY);
+            self.cold.fill(Cold::default());
             self.spaces.clear();
             self.generation = [1, 2];
             self.next_generation = 3;
@@ -211,7 +220,9 @@ impl Tlb {
             return;
         }
         for table in 0..3 {
-            self.entries[table * ENTRIES + Self::index(linear)] = EMPTY;
+            let i = table * ENTRIES + Self::index(linear);
+            self.entries[i] = EMPTY;
+            self.cold[i] = Cold::default();
         }
         self.epoch += 1;
     }
@@ -219,8 +230,9 @@ impl Tlb {
     /// Makes writes to the guest-physical page `phys` take the slow path; true if some did not.
     pub(crate) fn protect(&mut self, phys: u64) -> bool {
         let mut any = false;
-        for (entry, cold) in self.entries.iter_mut().zip(&*self.cold) {
+        for (entry, cold) in self.entries.iter_mut().zip(&mut *self.cold) {
             if cold.phys == phys && entry.write != NONE {
+                cold.guarded = entry.write;
                 entry.write = NONE;
                 any = true;
             }
@@ -254,4 +266,6 @@ pub(crate) struct Allow {
     pub(crate) read: bool,
     pub(crate) write: bool,
     pub(crate) exec: bool,
+    /// Writes, where the page may hold decoded code.
+    pub(crate) guarded: bool,
 }
