@@ -90,6 +90,15 @@ impl Cpu {
         let handler = if known { exec::find(instr) } else { None };
         if known
             && handler.is_none()
+            && self.bits == Bits::B64
+            && let Some(op) = crate::host::specialise(self, instr)
+        {
+            builder.ends = false;
+            builder.ops.push(Op { len: instr.len() as u8, off: at as u16, ..op });
+            return false;
+        }
+        if known
+            && handler.is_none()
             && !instr.has_lock_prefix()
             && let Some(stub) = crate::host::decode(self, instr)
         {

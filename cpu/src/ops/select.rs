@@ -27,7 +27,7 @@ fn at(register: Register) -> Option<u8> {
 }
 
 /// Whether the memory operand can be had by the recipe of ops, and needs [`Any`].
-fn memory(instr: &Instruction, o: &mut Op) -> Option<usize> {
+pub(crate) fn memory(instr: &Instruction, o: &mut Op) -> Option<usize> {
     let number = |r: Register| match r {
         Register::None => Some(ZERO as u8),
         Register::RIP => Some(PAGE as u8),
