@@ -172,14 +172,19 @@ impl Cpu {
     #[inline]
     pub(crate) fn find_block(&mut self, single: bool) -> Res<*const Block> {
         let linear = self.linear_ip(self.rip);
-        let key = self.tlb.key() ^ (self.bits as u64) << 61 ^ (single as u64) << 63;
+        let key = self.tlb.key(linear) ^ (self.bits as u64) << 61 ^ (single as u64) << 63;
         let jump = self.blocks.jumps[jump_index(linear)];
         self.regs[PAGE] = self.rip.wrapping_sub(linear & 0xFFF);
         if jump.linear == linear && jump.key == key {
             return Ok(jump.block);
         }
         let block = self.find_block_slow(linear, single)?;
-        let key = self.tlb.key() ^ (self.bits as u64) << 61 ^ (single as u64) << 63;
+        let key = self.tlb.key(linear) ^ (self.bits as u64) << 61 ^ (single as u64) << 63;
+        self.tlb.note_jump(linear);
+        // SAFETY: `find_block_slow` gives a block that is alive.
+        if unsafe { (*block).second.is_some() } {
+            self.tlb.note_jump(linear.wrapping_add(PAGE_SIZE));
+        }
         self.blocks.jumps[jump_index(linear)] = Jump { linear, key, block };
         Ok(block)
     }
@@ -280,7 +285,7 @@ impl Cpu {
         }
         if any {
             // The jump cache may name these blocks.
-            self.tlb.epoch += 1;
+            self.tlb.forget_jumps();
         }
         remain & span.lines()
     }

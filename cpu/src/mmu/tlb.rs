@@ -59,8 +59,10 @@ pub(crate) struct Tlb {
     /// Whether the half holds parts of large pages, the upper half pages that are not global.
     large: [bool; 2],
     local_upper: bool,
-    /// Counts whatever can change the translation of code.
-    pub(crate) epoch: u64,
+    /// Counts what else than a new generation ends the jump cache's knowledge.
+    epoch: u64,
+    /// Pages of which the jump cache may know code, one bit for all with the same index.
+    jumps: [u64; ENTRIES / 64],
 }
 
 impl Tlb {
@@ -76,6 +78,7 @@ impl Tlb {
             large: [false; 2],
             local_upper: false,
             epoch: 0,
+            jumps: [0; ENTRIES / 64],
         }
     }
 
@@ -152,7 +155,7 @@ impl Tlb {
             self.spaces.clear();
             self.generation = [1, 2];
             self.next_generation = 3;
-            self.epoch += 1;
+            self.forget_jumps();
         }
         self.next_generation += 1;
         self.next_generation - 1
@@ -167,7 +170,18 @@ impl Tlb {
         } else {
             self.local_upper = false;
         }
+    }
+
+    /// Makes all that the jump cache knows void.
+    pub(crate) fn forget_jumps(&mut self) {
         self.epoch += 1;
+        self.jumps = [0; ENTRIES / 64];
+    }
+
+    /// The jump cache learns of code at `linear`.
+    pub(crate) fn note_jump(&mut self, linear: u64) {
+        let i = Self::index(linear);
+        self.jumps[i / 64] |= 1 << (i % 64);
     }
 
     /// Drops everything, global pages and other PCIDs included.
@@ -194,7 +208,6 @@ impl Tlb {
             Some(generation) if keep => {
                 self.generation[0] = generation;
                 self.large[0] = true;
-                self.epoch += 1;
             }
             _ => self.renew(0),
         }
@@ -224,7 +237,10 @@ impl Tlb {
             self.entries[i] = EMPTY;
             self.cold[i] = Cold::default();
         }
-        self.epoch += 1;
+        let i = Self::index(linear);
+        if self.jumps[i / 64] >> (i % 64) & 1 != 0 {
+            self.forget_jumps();
+        }
     }
 
     /// Makes writes to the guest-physical page `phys` take the slow path; true if some did not.
@@ -251,11 +267,12 @@ impl Tlb {
         }
     }
 
-    /// What must be equal for code translated earlier at the same linear address to be good.
-    pub(crate) fn key(&self) -> u64 {
-        self.epoch << 26
-            | self.generation[0] << 14
-            | self.generation[1] << 2
+    /// What must be equal for code found earlier at `linear` to be good: its half's generation,
+    /// which comes back when an address space does.
+    #[inline]
+    pub(crate) fn key(&self, linear: u64) -> u64 {
+        self.epoch << 14
+            | self.generation[(linear >> 63) as usize] << 2
             | (self.base / ENTRIES) as u64
     }
 }
