@@ -118,8 +118,12 @@ impl Cpu {
         self.publish();
         if let Some(count) = &mut self.count {
             count.not_before = self.icount + 1;
+        }
+        let outside = self.io();
+        if let Some(count) = &self.count {
             count.how.events.run_driven();
         }
+        drop(outside);
         self.plan();
     }
 

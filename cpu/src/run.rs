@@ -186,7 +186,9 @@ impl Cpu {
 
     fn do_work(&mut self, todo: Todo) {
         match todo {
-            Todo::DropCode(page) => self.drop_code(page),
+            Todo::DropCode(span) => {
+                self.drop_code(span);
+            }
             Todo::Protect(page) => {
                 self.tlb.protect(page);
             }
