@@ -309,6 +309,7 @@ fn invlpg(cpu: &mut Cpu, instr: &Instruction) -> Res {
     let offset = cpu.offset(instr);
     let linear = offset.wrapping_add(cpu.seg_base[segment_number(instr.memory_segment())]);
     cpu.tlb.flush_page(linear);
+    cpu.flushed = true;
     Ok(())
 }
 
@@ -329,6 +330,7 @@ fn invpcid(cpu: &mut Cpu, instr: &Instruction) -> Res {
         0 | 1 => cpu.tlb.forget_space(pcid as u16),
         _ => cpu.tlb.flush_all(),
     }
+    cpu.flushed = true;
     Ok(())
 }
 

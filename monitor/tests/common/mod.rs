@@ -278,7 +278,7 @@ impl Control for Fake {
     }
 
     fn kvm(&self) -> Kvm {
-        Kvm { enabled: false, present: true }
+        Kvm { enabled: false, present: true, assists: None }
     }
 
     fn chardevs(&self) -> Vec<Chardev> {
