@@ -31,7 +31,7 @@ use crate::fault::{Leave, Res, Stop, Why};
 use crate::features::{self, Features};
 use crate::flags::bit;
 use crate::mmu::access::Place;
-use crate::phys::PhysMap;
+use crate::phys::{Page, PhysMap};
 
 /// Blocks between two looks at the clock.
 const BLOCKS: u32 = 8;
@@ -178,6 +178,7 @@ impl Assistant {
         let mut cpu = Box::new(Cpu::new(id, cpuid, &memory.0, &mailbox, &Clock::stopped(), None));
         let gib_pages = cpu.features.gib_pages;
         cpu.features = Features::new(&features::supported());
+        cpu.features.offer(F::CLZERO);
         cpu.features.gib_pages = gib_pages;
         cpu.vector.code.reserve().map_err(|cause| AccelError::Host {
             call: format!("mmap of executable memory for vCPU {id}"),
@@ -453,12 +454,24 @@ impl Cpu {
         for offset in (first..=last.min(0xFFF)).step_by(8) {
             // SAFETY: 8 aligned bytes within a page of guest memory.
             let word = unsafe { page.host.add(offset).cast::<u64>().read_volatile() };
-            if word & SHADOWED == SHADOWED && word & ADDRESS < end {
+            let entry = word & SHADOWED == SHADOWED && word & ADDRESS < end;
+            if entry && self.may_be_table(page) {
                 self.stop = Some(Why::Leave(Leave::Accelerator));
                 return Err(Stop);
             }
         }
         Ok(())
+    }
+
+    /// Whether the page can be a paging structure: none of its entries that are present has a
+    /// reserved bit set, which no system does in tables that it uses.
+    fn may_be_table(&self, page: Page) -> bool {
+        let reserved = ADDRESS & !((1 << self.phys_bits) - 1);
+        (0..512).all(|i| {
+            // SAFETY: 8 aligned bytes within a page of guest memory.
+            let word = unsafe { page.host.add(8 * i).cast::<u64>().read_volatile() };
+            word & 1 == 0 || word & reserved == 0
+        })
     }
 
     /// Before an access to `place`, which may be the local APIC's.
@@ -486,6 +499,11 @@ pub(crate) fn guard(cpu: &Cpu, instr: &Instruction, single: bool) -> Option<Exec
     use Mnemonic as M;
     let assist = cpu.assist.as_deref()?;
     let mnemonic = instr.mnemonic();
+    // Processors of other makers have these outside long mode only.
+    let intel = cpu.cpuid.get(0, 0).is_some_and(|leaf| leaf.ebx == u32::from_le_bytes(*b"Genu"));
+    if matches!(mnemonic, M::Sysenter | M::Sysexit | M::Sysexitq) && cpu.long() && !intel {
+        return Some(exec::undefined);
+    }
     if is_accelerators(instr) {
         return Some(to_accelerator);
     }

@@ -36,6 +36,7 @@ pub(super) fn find(mnemonic: Mnemonic) -> Option<Exec> {
         M::Rdgsbase => |cpu, i| read_base(cpu, i, seg::GS),
         M::Wrfsbase => |cpu, i| write_base(cpu, i, seg::FS),
         M::Wrgsbase => |cpu, i| write_base(cpu, i, seg::GS),
+        M::Clzero => clzero,
         M::Stac => |cpu, _| access_check(cpu, bit::AC),
         M::Clac => |cpu, _| access_check(cpu, 0),
         _ => return None,
@@ -406,6 +407,12 @@ fn write_base(cpu: &mut Cpu, instr: &Instruction, i: usize) -> Res {
     cpu.segs[i].base = value;
     cpu.seg_base[i] = value;
     Ok(())
+}
+
+/// Zeros the cache line at RAX (AMD APM vol. 3). Only assistants offer it.
+fn clzero(cpu: &mut Cpu, instr: &Instruction) -> Res {
+    let linear = cpu.address(instr, 64, true)? & !63;
+    cpu.write_bytes(linear, &[0; 64])
 }
 
 fn access_check(cpu: &mut Cpu, ac: u64) -> Res {
