@@ -1,7 +1,7 @@
 //! Control and debug registers, MSRs, CPUID, TSC, TLB and cache maintenance, HLT.
 
 use board::vcpu::MpState;
-use iced_x86::{Instruction, Mnemonic, OpKind, Register};
+use iced_x86::{Code, Instruction, Mnemonic, OpKind, Register};
 
 use super::operand::segment_number;
 use super::tables::{store16, umip};
@@ -411,7 +411,13 @@ fn write_base(cpu: &mut Cpu, instr: &Instruction, i: usize) -> Res {
 
 /// Zeros the cache line at RAX (AMD APM vol. 3). Only assistants offer it.
 fn clzero(cpu: &mut Cpu, instr: &Instruction) -> Res {
-    let linear = cpu.address(instr, 64, true)? & !63;
+    let width = match instr.code() {
+        Code::Clzerow => 2,
+        Code::Clzerod => 4,
+        _ => 8,
+    };
+    let line = cpu.reg(RAX, width) & !63;
+    let linear = cpu.linear(segment_number(instr.memory_segment()), line, 64, true)?;
     cpu.write_bytes(linear, &[0; 64])
 }
 
