@@ -401,7 +401,8 @@ fn silent() {
         asm!("tzcnt {}, {}", out(reg) trailing, in(reg) 0x50u64);
         asm!("lzcnt {}, {}", out(reg) leading, in(reg) 0x50u64);
     }
-    say!("tzcnt ", trailing, " (4) lzcnt ", leading, " (57)");
+    let offered = (has((7, 0, 1, 3)), has((0x8000_0001, 0, 2, 5)));
+    say!("tzcnt ", trailing, if offered.0 { " offered" } else { "" }, " lzcnt ", leading, if offered.1 { " offered" } else { "" });
 }
 
 fn main() -> Verdict {
