@@ -103,7 +103,6 @@ pub fn warn_of_emulation() {
     if looks_native() {
         return;
     }
-    // The first vCPU that runs waits for the answer too.
     let _held = crate::signals::hold();
     // A host without a thread left has worse problems.
     let _ = std::thread::Builder::new().name("kvm-probe".into()).spawn(|| {

@@ -34,7 +34,7 @@ use kvm_bindings::{
 };
 
 use super::vcpu::{KvmVcpu, is_set};
-use super::{Ring0, host};
+use super::{Ring0, host, looks_native};
 use crate::paging;
 
 /// How long the software CPU goes on before KVM is tried again.
@@ -42,6 +42,8 @@ const STRETCH: Duration = Duration::from_micros(50);
 /// Failures that are no further apart are a run of them.
 const RUN: Duration = Duration::from_millis(1);
 
+/// EFER: long mode is active.
+const LMA: u64 = 1 << 10;
 const UD: u64 = 6;
 const PF: u64 = 14;
 /// Page-fault error code: the access was made in ring 3.
@@ -67,6 +69,8 @@ const KERNEL_GS_BASE: u32 = 0xC000_0102;
 pub(super) struct Machine {
     /// A probe of KVM is to see its gaps.
     off: bool,
+    /// This host's KVM may emulate ring 0. The probe waits until a guest needs the answer.
+    doubtful: bool,
     map: Mutex<MemoryMap>,
     memory: OnceLock<Memory>,
     failures: AtomicU64,
@@ -79,6 +83,7 @@ impl Machine {
     pub(super) fn new(map: &MemoryMap, off: bool) -> Self {
         Self {
             off,
+            doubtful: !off && !looks_native(),
             map: Mutex::new(map.clone()),
             memory: OnceLock::new(),
             failures: AtomicU64::new(0),
@@ -128,9 +133,12 @@ impl Machine {
 #[derive(Default)]
 pub(super) struct Gaps {
     assistant: Option<Assistant>,
-    /// Ring 0 is emulated here: KVM hands over registers with each exit, and breakpoints stand on
-    /// handlers.
-    pub(super) emulated: bool,
+    /// KVM hands over registers with each exit: ring 0 is, or may be, emulated here.
+    pub(super) synced: bool,
+    /// It is.
+    emulated: bool,
+    /// It is not.
+    native: bool,
     /// Addresses of the breakpoints: the handlers of #UD and #PF.
     handlers: Option<[u64; 2]>,
     /// The software CPU has delivered an exception to a handler: RIP and RSP there.
@@ -172,10 +180,10 @@ impl Lender for Lend<'_> {
 impl KvmVcpu {
     /// Before the vCPU runs: finds out what this host needs.
     pub(super) fn prepare_gaps(&mut self) -> Result<(), AccelError> {
-        if self.shared.gaps.off || Ring0::of_host() == Ring0::Native {
+        if !self.shared.gaps.doubtful || self.gaps.native {
             return Ok(());
         }
-        self.gaps.emulated = true;
+        self.gaps.synced = true;
         // What others have done to the vCPU since it ran last.
         let sregs = host(self.fd.get_sregs(), || format!("KVM_GET_SREGS of vCPU {}", self.id))?;
         self.fd.sync_regs_mut().sregs = sregs;
@@ -205,9 +213,21 @@ impl KvmVcpu {
         Ok(())
     }
 
-    /// The handlers that the guest's IDT names, in long mode.
-    fn find_handlers(&self) -> Option<[u64; 2]> {
+    /// The handlers that the guest's IDT names, in long mode, if ring 0 is emulated. Before there is
+    /// an IDT nothing can be repaired, so the probe, which takes a millisecond, has time until then.
+    fn find_handlers(&mut self) -> Option<[u64; 2]> {
         let sregs = self.fd.sync_regs().sregs;
+        if sregs.efer & LMA == 0 || u64::from(sregs.idt.limit) < 16 * PF + 15 {
+            return None;
+        }
+        if !self.gaps.emulated {
+            self.gaps.emulated = Ring0::of_host() == Ring0::Emulated;
+            if !self.gaps.emulated {
+                (self.gaps.synced, self.gaps.native) = (false, true);
+                self.fd.get_kvm_run().kvm_valid_regs = 0;
+                return None;
+            }
+        }
         let state = VcpuState {
             cr0: sregs.cr0,
             cr3: sregs.cr3,
@@ -215,9 +235,6 @@ impl KvmVcpu {
             efer: sregs.efer,
             ..VcpuState::default()
         };
-        if !state.long_mode() || u64::from(sregs.idt.limit) < 16 * PF + 15 {
-            return None;
-        }
         let map = self.shared.gaps.map.lock().unwrap_or_else(PoisonError::into_inner);
         let handler = |vector: u64| {
             let gate: [u64; 2] = read(&state, &map, sregs.idt.base.wrapping_add(16 * vector))?;

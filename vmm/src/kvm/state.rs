@@ -239,7 +239,7 @@ impl KvmVcpu {
         let id = self.id;
         let call = |name: &'static str| move || format!("{name} of vCPU {id}");
         let mut state = VcpuState::default();
-        if self.gaps.emulated {
+        if self.gaps.synced {
             let all = self.fd.sync_regs();
             put_regs(&mut state, &all.regs);
             put_sregs(&mut state, &widened(&all.sregs));
@@ -264,7 +264,7 @@ impl KvmVcpu {
         let (regs, sregs) = (kvm_regs_of(state), kvm_sregs2_of(state));
         // KVM's own view is from the exit; what has opened interrupts since is not in it.
         self.fd.get_kvm_run().ready_for_interrupt_injection = 0;
-        if !self.gaps.emulated {
+        if !self.gaps.synced {
             host(self.set_sregs(&sregs), call("KVM_SET_SREGS"))?;
             host(self.fd.set_regs(&regs), call("KVM_SET_REGS"))?;
             if with_events {

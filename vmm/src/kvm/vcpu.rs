@@ -86,7 +86,7 @@ impl KvmVcpu {
             } else {
                 self.offer_interrupt(io)?;
             }
-            if self.gaps.emulated {
+            if self.gaps.synced {
                 self.set_breakpoints()?;
             }
             self.unfinished = false;
