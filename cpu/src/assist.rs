@@ -37,7 +37,6 @@ use crate::phys::{Page, PhysMap};
 const BLOCKS: u32 = 8;
 
 /// What the assistants of a machine share: its memory, as they see it.
-#[derive(Debug)]
 pub struct Memory(Arc<Shared>);
 
 impl Memory {
@@ -260,6 +259,7 @@ impl Cpu {
         (self.stop, self.link, self.watch_hit) = (None, None, 0);
         (self.icount, self.flushed) = (0, false);
         self.tlb.flush_all();
+        self.tlb.forget_jumps();
         if self.cr0 & cr0::PG != 0
             && self.cr4 & crate::cpu::cr4::PAE != 0
             && self.efer & efer::LMA == 0
@@ -412,7 +412,7 @@ impl Cpu {
         }
         // The blocks stop before what they now may execute.
         self.blocks.forget();
-        self.tlb.epoch += 1;
+        self.tlb.forget_jumps();
         Ok(())
     }
 

@@ -6,7 +6,7 @@ use std::io::{self, Write};
 use board::Bus;
 use board::memory::MemoryMap;
 use monitor::state::{
-    AddressSpace, Assists, Chardev, Cpu, IoApic, IrqStats, Kvm, LocalApic, MemoryRegion,
+    AddressSpace, Assists, Chardev, Cpu, Icount, IoApic, IrqStats, Kvm, LocalApic, MemoryRegion,
     MemoryTree, Pic, RegionKind, Registers, RunState, Version,
 };
 use monitor::{Cause, CommandError, Control};
@@ -42,6 +42,13 @@ impl Control for Machine {
         });
         let enabled = self.accel().name() == "kvm";
         Kvm { enabled, present: cfg!(feature = "kvm"), assists }
+    }
+
+    fn icount(&mut self) -> Option<Icount> {
+        let repeat = self.vcpu_state(0).ok()?.repeat?;
+        let step = self.config().icount.map(|icount| 1 << icount.shift);
+        let nanos = self.clock().now().nanos();
+        Some(Icount { instructions: repeat.instructions, nanos, step })
     }
 
     fn chardevs(&self) -> Vec<Chardev> {
