@@ -24,6 +24,35 @@ impl Cpu {
         exit
     }
 
+    /// As [`Self::execute`], for `count` blocks at most.
+    pub(crate) fn execute_some(&mut self, count: u64) -> Option<Exit> {
+        self.irq_hint = true;
+        self.vector.enter();
+        let mut result = None;
+        for _ in 0..count {
+            match self.advance() {
+                Ok(block) => self.run_alone(block),
+                Err(exit) => {
+                    result = Some(exit);
+                    break;
+                }
+            }
+        }
+        self.vector.leave();
+        result
+    }
+
+    /// Executes a block and does not follow its links.
+    fn run_alone(&mut self, block: *const Block) {
+        let next = self.run_block(block);
+        if !next.is_null() {
+            // SAFETY: handlers return blocks that are alive.
+            let off = unsafe { (*next).off };
+            self.rip = self.regs[PAGE].wrapping_add(u64::from(off)) & self.ip_mask();
+            self.link = None;
+        }
+    }
+
     fn execute_blocks(&mut self) -> Exit {
         let mut next: *const Block = std::ptr::null();
         loop {
@@ -45,7 +74,7 @@ impl Cpu {
 
     /// Executes one block, which `find_block` or a link has named.
     #[inline(always)]
-    fn run_block(&mut self, block: *const Block) -> *const Block {
+    pub(crate) fn run_block(&mut self, block: *const Block) -> *const Block {
         self.block = block;
         // SAFETY: blocks live until `Blocks::clear`, which only `find_block` and `advance` call,
         // between blocks. A block has at least one op, and is the current one.

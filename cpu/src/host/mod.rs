@@ -6,7 +6,10 @@
 //! exceptions masked; the flags say afterwards whether one is due.
 //!
 //! The x87 registers (and with them the MMX registers) live in the host's own unit while the vCPU
-//! runs: nothing else in this program uses it. [`Vector::enter`] puts them there.
+//! runs: nothing else in this program uses it. [`Vector::enter`] puts them there. The guest's
+//! control word is in force too: an exception that it does not mask stays pending in the unit, and
+//! only a waiting instruction would raise it. Before each of these, the guest gets its #MF
+//! ([`Cpu::x87_pending`]), so that the host never does.
 
 mod masked;
 mod run;
@@ -47,7 +50,7 @@ pub(crate) struct Image(pub(crate) [u8; 512]);
 pub(crate) struct Vector {
     pub(crate) context: Context,
     pub(crate) mxcsr: u32,
-    /// The guest's control word; the host's has all exceptions masked.
+    /// The guest's control word, which is in force while the x87 registers are in the host's unit.
     pub(crate) fcw: u16,
     /// The x87 registers while the vCPU does not run.
     pub(crate) image: Image,
@@ -97,8 +100,7 @@ impl Vector {
         if self.live {
             return;
         }
-        let fcw = self.fcw | 0x3F;
-        self.image.0[..2].copy_from_slice(&fcw.to_le_bytes());
+        self.image.0[..2].copy_from_slice(&self.fcw.to_le_bytes());
         self.image.0[24..28].copy_from_slice(&MXCSR_RESET.to_le_bytes());
         // SAFETY: the image is 512 aligned bytes with a legal MXCSR; all registers that change are
         // declared.

@@ -1,10 +1,23 @@
 //! Branches, calls and returns of 64-bit code.
 
 use crate::block::{Block, Op};
-use crate::cpu::{Cpu, PAGE, RSP};
-use crate::fault::vector;
-use crate::ops::attempt;
+use crate::cpu::{Cpu, PAGE, RSP, seg};
+use crate::fault::{Stop, vector};
+use crate::ops::{attempt, leave};
 use crate::ops::mem::{Ea, get};
+
+/// As [`attempt`], for an access to the stack.
+macro_rules! attempt_stack {
+    ($cpu:expr, $op:expr, $e:expr) => {
+        match $e {
+            Ok(v) => v,
+            Err(Stop) => {
+                $cpu.stack_segment_fault(seg::SS as u8);
+                return leave($cpu, $op);
+            }
+        }
+    };
+}
 
 /// Goes on at `target`, relative to the current page, by link `which` of the block if it can.
 #[inline(always)]
@@ -55,7 +68,7 @@ pub(crate) unsafe fn call(cpu: &mut Cpu, op: *const Op) -> *const Block {
     // SAFETY: contract of handlers.
     let o = unsafe { &*op };
     let sp = cpu.regs[RSP].wrapping_sub(8);
-    attempt!(cpu, op, cpu.store(sp, after(cpu, o)));
+    attempt_stack!(cpu, op, cpu.store(sp, after(cpu, o)));
     cpu.regs[RSP] = sp;
     go(cpu, o.imm, 0)
 }
@@ -70,7 +83,7 @@ fn indirect(cpu: &mut Cpu, op: *const Op, target: u64, push: bool) -> *const Blo
     }
     if push {
         let sp = cpu.regs[RSP].wrapping_sub(8);
-        attempt!(cpu, op, cpu.store(sp, after(cpu, o)));
+        attempt_stack!(cpu, op, cpu.store(sp, after(cpu, o)));
         cpu.regs[RSP] = sp;
     }
     cpu.rip = target;
@@ -98,7 +111,7 @@ pub(crate) unsafe fn indirect_m<const CALL: bool, E: Ea>(
 /// RET, with `imm` bytes of arguments.
 pub(crate) unsafe fn ret(cpu: &mut Cpu, op: *const Op) -> *const Block {
     let sp = cpu.regs[RSP];
-    let target: u64 = attempt!(cpu, op, cpu.load(sp));
+    let target: u64 = attempt_stack!(cpu, op, cpu.load(sp));
     if !cpu.canonical(target) {
         attempt!(cpu, op, cpu.raise_error(vector::GP, 0));
     }
