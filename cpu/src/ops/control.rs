@@ -3,8 +3,8 @@
 use crate::block::{Block, Op};
 use crate::cpu::{Cpu, PAGE, RSP, seg};
 use crate::fault::{Stop, vector};
-use crate::ops::{attempt, leave};
 use crate::ops::mem::{Ea, get};
+use crate::ops::{attempt, leave, leave_as_it_is};
 
 /// As [`attempt`], for an access to the stack.
 macro_rules! attempt_stack {
@@ -73,13 +73,21 @@ pub(crate) unsafe fn call(cpu: &mut Cpu, op: *const Op) -> *const Block {
     go(cpu, o.imm, 0)
 }
 
+/// #GP for a target that is not canonical.
+#[cold]
+fn nowhere(cpu: &mut Cpu, op: *const Op) -> *const Block {
+    let raised: Result<(), Stop> = cpu.raise_error(vector::GP, 0);
+    debug_assert!(raised.is_err());
+    leave_as_it_is(cpu, op)
+}
+
 /// To an address that the program computed.
 #[inline(always)]
 fn indirect(cpu: &mut Cpu, op: *const Op, target: u64, push: bool) -> *const Block {
     // SAFETY: contract of handlers, whom this serves.
     let o = unsafe { &*op };
     if !cpu.canonical(target) {
-        attempt!(cpu, op, cpu.raise_error(vector::GP, 0));
+        return nowhere(cpu, op);
     }
     if push {
         let sp = cpu.regs[RSP].wrapping_sub(8);
@@ -113,7 +121,7 @@ pub(crate) unsafe fn ret(cpu: &mut Cpu, op: *const Op) -> *const Block {
     let sp = cpu.regs[RSP];
     let target: u64 = attempt_stack!(cpu, op, cpu.load(sp));
     if !cpu.canonical(target) {
-        attempt!(cpu, op, cpu.raise_error(vector::GP, 0));
+        return nowhere(cpu, op);
     }
     // SAFETY: contract of handlers.
     cpu.regs[RSP] = sp.wrapping_add(8).wrapping_add(unsafe { (*op).imm });

@@ -59,14 +59,22 @@ pub(crate) use attempt;
 #[cold]
 #[inline(never)]
 pub(crate) fn leave(cpu: &mut Cpu, op: *const Op) -> *const Block {
+    // SAFETY: `op` points to an op (contract of handlers).
+    cpu.stack_segment_fault(unsafe { (*op).seg });
+    leave_as_it_is(cpu, op)
+}
+
+/// As [`leave`], if what was raised has nothing to do with the memory operand.
+#[cold]
+#[inline(never)]
+pub(crate) fn leave_as_it_is(cpu: &mut Cpu, op: *const Op) -> *const Block {
     // SAFETY: `op` points into the ops of the current block (contract of handlers).
-    let (op_off, op_seg, index, count) = unsafe {
+    let (op_off, index, count) = unsafe {
         let block = &*cpu.block;
-        ((*op).off, (*op).seg, op.offset_from(block.ops.as_ptr()) as u64, block.count)
+        ((*op).off, op.offset_from(block.ops.as_ptr()) as u64, block.count)
     };
     cpu.icount -= u64::from(count) - index;
     cpu.rip = cpu.regs[PAGE].wrapping_add(u64::from(op_off)) & cpu.ip_mask();
-    cpu.stack_segment_fault(op_seg);
     std::ptr::null()
 }
 

@@ -13,14 +13,13 @@ pub(crate) enum Excuse {
     ShaAlignment,
     ConvertPending,
     GatherMask,
+    MxcsrMask,
+    UnmaskedRange,
 }
 
 impl Excuse {
-    pub(crate) const ALL: [(Self, &'static str); 8] = [
-        (
-            Self::MmxStoreFault,
-            "an MMX instruction that faults has set TOP and tags on some processors already",
-        ),
+    pub(crate) const ALL: [(Self, &'static str); 10] = [
+        (Self::MmxStoreFault, "an MMX instruction that faults has set TOP and tags already"),
         (
             Self::ConvertStoreFault,
             "VCVTPS2PH whose store faults has set MXCSR's flags on some processors already",
@@ -50,6 +49,12 @@ impl Excuse {
             Self::GatherMask,
             "gathers that fault: of the mask's elements that are left, only the sign is the same",
         ),
+        (Self::MxcsrMask, "LDMXCSR that sets bit 17: AMD's processors have that bit"),
+        (
+            Self::UnmaskedRange,
+            "#XM with overflow or underflow unmasked: the precision flag beside it, all flags of dot products, \
+             and whether VCVTPS2PH sees an exact result as tiny, are not computed here",
+        ),
     ];
 }
 
@@ -58,7 +63,8 @@ pub(crate) fn of(instr: &Instruction) -> Option<Excuse> {
     let mmx = (0..instr.op_count()).any(|n| instr.op_register(n).is_mm());
     Some(match instr.mnemonic() {
         Mnemonic::Maskmovq | Mnemonic::Maskmovdqu | Mnemonic::Vmaskmovdqu => Excuse::ByteMaskFault,
-        _ if mmx && instr.mnemonic() != Mnemonic::Cvtpi2ps => Excuse::MmxStoreFault,
+        _ if mmx => Excuse::MmxStoreFault,
+        Mnemonic::Ldmxcsr | Mnemonic::Vldmxcsr => Excuse::MxcsrMask,
         Mnemonic::Vcvtps2ph => Excuse::ConvertStoreFault,
         Mnemonic::Vmaskmovps
         | Mnemonic::Vmaskmovpd
@@ -76,4 +82,10 @@ pub(crate) fn of(instr: &Instruction) -> Option<Excuse> {
         Mnemonic::Fbstp => Excuse::FbstpFault,
         _ => return None,
     })
+}
+
+/// Whether [`Excuse::UnmaskedRange`] is about more than the precision flag.
+pub(crate) fn loose(instr: &Instruction) -> bool {
+    use Mnemonic as M;
+    matches!(instr.mnemonic(), M::Dpps | M::Dppd | M::Vdpps | M::Vdppd | M::Vcvtps2ph)
 }

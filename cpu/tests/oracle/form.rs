@@ -18,7 +18,10 @@ pub(crate) fn exclusion(instr: &Instruction) -> Option<&'static str> {
     let (code, op) = (instr.code(), instr.code().op_code());
     if op.op_kinds().iter().any(|k| {
         use OpCodeOperandKind as K;
-        matches!(k, K::seg_reg | K::es | K::cs | K::ss | K::ds | K::fs | K::gs | K::cr_reg | K::dr_reg)
+        matches!(
+            k,
+            K::seg_reg | K::es | K::cs | K::ss | K::ds | K::fs | K::gs | K::cr_reg | K::dr_reg
+        )
     }) {
         return Some("segment registers hold the host's selectors");
     }
@@ -33,6 +36,9 @@ pub(crate) fn exclusion(instr: &Instruction) -> Option<&'static str> {
     if near && op.operand_size() == 16 {
         return Some("Intel's processors ignore the operand size of near branches");
     }
+    if instr.code() == Code::Ud0 {
+        return Some("is decoded with a ModRM byte, as another form");
+    }
     if instr.code() == Code::Movsxd_r16_rm16 {
         return Some("AMD's processors read 32 bits");
     }
@@ -40,10 +46,33 @@ pub(crate) fn exclusion(instr: &Instruction) -> Option<&'static str> {
         return Some("is a prefetch without memory: #UD on AMD's processors, nothing on Intel's");
     }
     Some(match instr.mnemonic() {
-        M::Int | M::Int1 | M::Int3 | M::Into | M::Syscall | M::Sysenter | M::Sysexit | M::Sysret
-        | M::Vmcall | M::Vmmcall | M::Hlt => "enters the kernel",
-        M::Cpuid | M::Rdtsc | M::Rdtscp | M::Rdpid | M::Xgetbv | M::Sgdt | M::Sidt | M::Sldt
-        | M::Str | M::Smsw | M::Lar | M::Lsl | M::Verr | M::Verw | M::Rdpmc | M::Monitor
+        M::Int
+        | M::Int1
+        | M::Int3
+        | M::Into
+        | M::Syscall
+        | M::Sysenter
+        | M::Sysexit
+        | M::Sysret
+        | M::Vmcall
+        | M::Vmmcall
+        | M::Hlt => "enters the kernel",
+        M::Cpuid
+        | M::Rdtsc
+        | M::Rdtscp
+        | M::Rdpid
+        | M::Xgetbv
+        | M::Sgdt
+        | M::Sidt
+        | M::Sldt
+        | M::Str
+        | M::Smsw
+        | M::Lar
+        | M::Lsl
+        | M::Verr
+        | M::Verw
+        | M::Rdpmc
+        | M::Monitor
         | M::Mwait => "shows the system below",
         M::Rdrand | M::Rdseed => "is random",
         M::Wrfsbase | M::Wrgsbase | M::Rdfsbase | M::Rdgsbase => "holds the host's thread pointer",
@@ -53,10 +82,22 @@ pub(crate) fn exclusion(instr: &Instruction) -> Option<&'static str> {
         M::In | M::Out | M::Insb | M::Insw | M::Insd | M::Outsb | M::Outsw | M::Outsd => {
             "reaches devices"
         }
-        M::Xsave | M::Xsave64 | M::Xsaveopt | M::Xsaveopt64 | M::Xsavec | M::Xsavec64
-        | M::Xrstor | M::Xrstor64 => "areas depend on the host's XCR0",
-        M::Fxsave | M::Fxsave64 | M::Fxrstor | M::Fxrstor64 | M::Fnstenv | M::Fnsave
-        | M::Fldenv | M::Frstor => "areas hold instruction pointers, which processors keep differently",
+        M::Xsave
+        | M::Xsave64
+        | M::Xsaveopt
+        | M::Xsaveopt64
+        | M::Xsavec
+        | M::Xsavec64
+        | M::Xrstor
+        | M::Xrstor64 => "areas depend on the host's XCR0",
+        M::Fxsave
+        | M::Fxsave64
+        | M::Fxrstor
+        | M::Fxrstor64
+        | M::Fnstenv
+        | M::Fnsave
+        | M::Fldenv
+        | M::Frstor => "areas hold instruction pointers, which processors keep differently",
         _ => return None,
     })
 }
@@ -197,9 +238,10 @@ fn legacy(op: &OpCodeInfo, rng: &mut Rng) -> Option<Vec<u8>> {
 
 fn vex(op: &OpCodeInfo, rng: &mut Rng) -> Option<Vec<u8>> {
     use OpCodeOperandKind as K;
-    let vvvv = op.op_kinds().iter().any(|k| {
-        matches!(k, K::xmm_vvvv | K::ymm_vvvv | K::r32_vvvv | K::r64_vvvv | K::k_vvvv)
-    });
+    let vvvv = op
+        .op_kinds()
+        .iter()
+        .any(|k| matches!(k, K::xmm_vvvv | K::ymm_vvvv | K::r32_vvvv | K::r64_vvvv | K::k_vvvv));
     let vvvv = if vvvv { rng.below(16) as u8 } else { 15 };
     let wide = if op.is_wig() { rng.below(2) } else { u64::from(op.w()) } as u8;
     let length = if op.is_lig() { rng.below(2) } else { u64::from(op.l()) } as u8;

@@ -16,8 +16,8 @@ pub(crate) struct Report {
     pub(crate) faults: u64,
     /// Forms that are claimed and not tried.
     pub(crate) excluded: BTreeMap<Code, &'static str>,
-    /// Number of forms that are tried.
-    pub(crate) usable: usize,
+    /// Forms that are to be tried.
+    pub(crate) usable: Vec<Code>,
     pub(crate) excused: BTreeMap<Excuse, u64>,
     /// By form: how many cases, and the first.
     pub(crate) failures: BTreeMap<String, (u64, String)>,
@@ -29,7 +29,10 @@ impl Report {
     /// Notes a case that differs.
     pub(crate) fn fail(&mut self, name: &str, example: impl FnOnce() -> String) {
         let place = &self.place;
-        self.failures.entry(name.into()).or_insert_with(|| (0, format!("{place}: {}", example()))).0 += 1;
+        self.failures
+            .entry(name.into())
+            .or_insert_with(|| (0, format!("{place}: {}", example())))
+            .0 += 1;
     }
 
     /// Adds what another lane has seen.
@@ -49,15 +52,21 @@ impl Report {
         self.usable = other.usable;
     }
 
-    /// Prints all; with `all_forms`, also which forms were not reached.
-    pub(crate) fn print(&self, all_forms: bool) {
+    /// Forms that no case was made of.
+    pub(crate) fn missed(&self) -> Vec<Code> {
+        self.usable.iter().copied().filter(|code| !self.covered.contains_key(code)).collect()
+    }
+
+    /// Prints all.
+    pub(crate) fn print(&self) {
         let cases: u64 = self.covered.values().sum();
         println!(
             "{cases} cases of single instructions, {} of blocks; {} ended in a fault",
             self.blocks, self.faults
         );
         let tried = self.covered.len();
-        println!("{tried} forms tried, of {} that are claimed and not excluded", self.usable);
+        let usable = self.usable.len();
+        println!("{tried} forms tried, of {usable} that are claimed and not excluded");
         let least = self.covered.iter().min_by_key(|(_, n)| **n);
         println!("least often: {least:?}");
         let mut reasons: BTreeMap<&str, Vec<Code>> = BTreeMap::new();
@@ -72,9 +81,6 @@ impl Report {
         }
         for (name, (n, example)) in &self.failures {
             println!("{name}: {n} cases; {example}");
-        }
-        if all_forms {
-            println!();
         }
     }
 }

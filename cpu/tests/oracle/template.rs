@@ -145,9 +145,13 @@ impl Template {
         }
         aim(&mut encoded, at, lane, rng)?;
         let instr = encoded.instr;
-        let near = instr.op0_kind() == OpKind::NearBranch64;
-        if near && encoded.bytes[..2].contains(&0x66) {
-            // Intel's processors ignore the operand size of near branches.
+        let branch = instr.flow_control() != iced_x86::FlowControl::Next;
+        if branch
+            && encoded.bytes[..3.min(encoded.bytes.len() - 1)]
+                .iter()
+                .any(|b| matches!(b, 0x66 | 0xF2 | 0xF3))
+        {
+            // Intel's processors ignore the operand size of near branches; REP is reserved.
             return None;
         }
         let info = factory.info(&instr);
@@ -168,17 +172,21 @@ impl Template {
         let bias = match mnemonic {
             M::Div | M::Idiv => Bias::Division,
             M::Cmpxchg | M::Cmpxchg8b | M::Cmpxchg16b => Bias::CompareExchange,
-            M::Pcmpestri | M::Pcmpestrm | M::Vpcmpestri | M::Vpcmpestrm | M::Pcmpestri64
-            | M::Pcmpestrm64 | M::Vpcmpestri64 | M::Vpcmpestrm64 => Bias::Lengths,
+            M::Pcmpestri
+            | M::Pcmpestrm
+            | M::Vpcmpestri
+            | M::Vpcmpestrm
+            | M::Pcmpestri64
+            | M::Pcmpestrm64
+            | M::Vpcmpestri64
+            | M::Vpcmpestrm64 => Bias::Lengths,
             M::Bt | M::Bts | M::Btr | M::Btc if instr.op0_kind() == OpKind::Memory => {
                 let r = instr.op1_register();
                 if r == Register::None {
                     Bias::None
                 } else {
                     let full = r.full_register();
-                    if instr.memory_base().full_register() == full
-                        || instr.memory_index().full_register() == full
-                    {
+                    if is_address(&instr, full) {
                         return None;
                     }
                     Bias::BitString(r.number(), r.size() as u64)
@@ -188,7 +196,9 @@ impl Template {
             _ if instr.is_string_instruction() => Bias::Repeat,
             M::Shld | M::Shrd if instr.op1_register().size() == 2 => {
                 // A count above the width leaves the result undefined.
-                if instr.op2_register() == Register::None && instr.immediate8() & 0x1F > 15 {
+                if is_address(&instr, Register::RCX)
+                    || instr.op2_register() == Register::None && instr.immediate8() & 0x1F > 15
+                {
                     return None;
                 }
                 Bias::SmallCount
@@ -204,10 +214,9 @@ impl Template {
             }
             _ => Indirect::No,
         };
-        let branch = instr.flow_control() != iced_x86::FlowControl::Next;
         Some(Self {
             accesses: info.used_memory().iter().map(Access::new).collect(),
-            undefined: common::undefined_flags(&instr),
+            undefined: undefined(&instr),
             at,
             target: branch.then(|| lane.target()),
             lane,
@@ -229,7 +238,8 @@ impl Template {
         let far = |a: &Access| {
             // A bit string reaches beyond its operand.
             let at = a.address(s, 0);
-            self.lane.harmless(at.wrapping_sub(0x1_0000)) && self.lane.harmless(at.wrapping_add(0x1_0000))
+            self.lane.harmless(at.wrapping_sub(0x1_0000))
+                && self.lane.harmless(at.wrapping_add(0x1_0000))
         };
         self.accesses.iter().all(|a| a.harmless(s, self.lane))
             && (!matches!(self.bias, Bias::BitString(..)) || self.accesses.iter().all(far))
@@ -270,7 +280,7 @@ impl Template {
             self.point(access, rng, s, &mut assigned);
         }
         if let Indirect::Register(n) = self.indirect {
-            s.gpr[n] = self.destination(rng);
+            s.gpr[n] = self.destination(rng, s);
         }
         if !self.harmless(s) {
             return false;
@@ -320,7 +330,13 @@ impl Template {
 
     /// Has an access lead somewhere, by its base register.
     fn point(&self, access: &Access, rng: &mut Rng, s: &mut UserState, assigned: &mut u32) {
-        let goal = values::place(rng, self.lane, access.bytes, self.aligned);
+        // Of two operands that fault, which comes first depends on the processor.
+        let first = *assigned == 0;
+        let goal = if first || access.bytes > 64 {
+            values::place(rng, self.lane, access.bytes, self.aligned)
+        } else {
+            values::calm(rng, self.lane)
+        };
         if let (Some(p), Some((size, count))) = (access.index, access.vsib) {
             for i in 0..count {
                 let small = rng.below(0x400).wrapping_sub(0x200);
@@ -353,7 +369,12 @@ impl Template {
         }
     }
 
-    fn destination(&self, rng: &mut Rng) -> u64 {
+    fn destination(&self, rng: &mut Rng, s: &UserState) -> u64 {
+        // Of two faults, which comes first depends on the processor.
+        let stack = s.gpr[4].wrapping_sub(self.lane.data());
+        if !(8..RW_PAGES << 12).contains(&stack) {
+            return self.lane.target();
+        }
         match rng.below(16) {
             0 => self.lane.data(),
             1 => self.lane.data_end() + 5,
@@ -373,7 +394,7 @@ impl Template {
             if !within {
                 return offset >= self.lane.data_end() - self.lane.data();
             }
-            let to = self.destination(rng).to_le_bytes();
+            let to = self.destination(rng, s).to_le_bytes();
             for side in data {
                 side[offset as usize..][..8].copy_from_slice(&to);
             }
@@ -394,6 +415,19 @@ impl Template {
         }
         true
     }
+}
+
+/// Whether `register` is part of the memory operand's address.
+fn is_address(instr: &Instruction, register: Register) -> bool {
+    instr.memory_base().full_register() == register
+        || instr.memory_index().full_register() == register
+}
+
+/// The flags that `instr` leaves undefined.
+fn undefined(instr: &Instruction) -> u64 {
+    let rotate = matches!(instr.mnemonic(), Mnemonic::Rcl | Mnemonic::Rcr);
+    // By any count but 1, even one that rotates all the way round.
+    common::undefined_flags(instr) | if rotate { values::OF } else { 0 }
 }
 
 /// Points a displacement at data, a branch at the target.
@@ -442,10 +476,12 @@ impl Sequence {
     ) -> bool {
         let instr = &template.instr;
         let info = factory.info(instr);
-        let changed = |r: Register| r.is_gpr() && self.written >> r.full_register().number() & 1 != 0;
-        let memory = info.used_memory().iter().any(|m| {
-            changed(m.base()) || changed(m.index()) || m.index().is_vector_register()
-        });
+        let changed =
+            |r: Register| r.is_gpr() && self.written >> r.full_register().number() & 1 != 0;
+        let memory = info
+            .used_memory()
+            .iter()
+            .any(|m| changed(m.base()) || changed(m.index()) || m.index().is_vector_register());
         let reads = common::flags(instr.rflags_read())
             | if instr.condition_code() == ConditionCode::None { 0 } else { values::ARITH };
         use Mnemonic as M;
@@ -455,9 +491,12 @@ impl Sequence {
             || instr.is_string_instruction()
             || reads & self.undefined != 0 && instr.rflags_read() != 0
             || matches!(template.bias, Bias::BitString(n, _) if s.gpr[n] > 0x4000 || changed(instr.op1_register()))
-            || matches!(instr.mnemonic(), M::Lahf | M::Pushf | M::Pushfq)
-            // What these leave after a fault differs by processor.
+            || template.bias == Bias::SmallCount && (s.gpr[1] & 0x1F > 15 || changed(Register::CL))
+            || matches!(instr.mnemonic(), M::Lahf | M::Pushf | M::Pushfq | M::Pause)
+            // With REX.B, PAUSE is an exchange that the decoder does not know; what the others
+            // leave after a fault differs by processor.
             || crate::excuse::of(instr).is_some()
+            || crate::excuse::loose(instr)
         {
             return false;
         }

@@ -7,6 +7,8 @@ use crate::lane::{Lane, RW_PAGES};
 
 /// The arithmetic flags.
 pub(crate) const ARITH: u64 = 0x8D5;
+/// The overflow flag.
+pub(crate) const OF: u64 = 0x800;
 /// The direction flag.
 pub(crate) const DF: u64 = 0x400;
 
@@ -51,6 +53,11 @@ pub(crate) fn stack(rng: &mut Rng, s: &mut UserState, lane: Lane) {
     for n in [4, 5] {
         s.gpr[n] = lane.data() + 0x1000 + rng.below(64) * 8;
     }
+}
+
+/// Where any access may go.
+pub(crate) fn calm(rng: &mut Rng, lane: Lane) -> u64 {
+    lane.data() + 0x800 + (rng.below((RW_PAGES << 12) - 0x1000) & !15)
 }
 
 /// Where an access of `bytes` goes: data as a rule, aligned or not; else across a boundary
@@ -204,7 +211,8 @@ fn index_at(number: usize, i: usize, size: usize) -> usize {
 /// An index, sign-extended.
 pub(crate) fn index(s: &UserState, number: usize, i: usize, size: usize) -> u64 {
     let at = index_at(number, i, size);
-    let word = |n: usize| std::array::from_fn::<u8, 8, _>(|i| if i < n { s.area[at + i] } else { 0 });
+    let word =
+        |n: usize| std::array::from_fn::<u8, 8, _>(|i| if i < n { s.area[at + i] } else { 0 });
     let raw = u64::from_le_bytes(word(size));
     if size == 4 { raw as i32 as u64 } else { raw }
 }
