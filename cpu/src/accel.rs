@@ -9,7 +9,7 @@ use board::{Accel, AccelError, Clock, CpuIo, Exit, Kicker, LocalApic, Vcpu};
 
 use crate::cpu::{Cpu, Mailbox, Shared, Todo};
 use crate::features;
-use crate::phys::PhysMap;
+use crate::phys::{PhysMap, Span};
 
 /// The local APICs of the machine, which another crate has.
 pub struct Apics {
@@ -54,12 +54,14 @@ impl SoftAccel {
             let Some(shared) = shared.upgrade() else { return };
             let map = shared.map();
             let last = address + len.saturating_sub(1);
-            for phys in (address & !0xFFF..=last).step_by(4096) {
-                if let Some(page) = map.page(phys)
-                    && map.has_code(page)
+            for page_start in (address & !0xFFF..=last).step_by(4096) {
+                let start = address.max(page_start);
+                let span = Span::new(start, last - start + 1);
+                if let Some(page) = map.page(start)
+                    && map.code(page) & span.lines() != 0
                 {
-                    map.clear_code(page);
-                    shared.tell_all(Todo::DropCode(phys));
+                    map.clear_code(page, span.lines());
+                    shared.tell_all(Todo::DropCode(span.whole_lines()));
                 }
             }
         });

@@ -80,7 +80,7 @@ impl Cpu {
         v.image.0[..XMM].copy_from_slice(&area[..XMM]);
         v.reload();
         let mxcsr = [area[24], area[25], area[26], area[27]];
-        v.mxcsr = u32::from_le_bytes(mxcsr) & MXCSR_MASK;
+        v.set_mxcsr(u32::from_le_bytes(mxcsr) & MXCSR_MASK);
         for (i, ymm) in v.context.ymm.iter_mut().enumerate() {
             ymm[..16].copy_from_slice(&area[XMM + 16 * i..XMM + 16 + 16 * i]);
             ymm[16..].copy_from_slice(&area[YMM_HIGH + 16 * i..YMM_HIGH + 16 + 16 * i]);
@@ -94,7 +94,7 @@ impl Cpu {
         let area = &mut state.area;
         let v = &self.vector;
         area[..XMM].copy_from_slice(&v.image.0[..XMM]);
-        area[24..28].copy_from_slice(&v.mxcsr.to_le_bytes());
+        area[24..28].copy_from_slice(&v.mxcsr().to_le_bytes());
         for (i, ymm) in v.context.ymm.iter().enumerate() {
             area[XMM + 16 * i..XMM + 16 + 16 * i].copy_from_slice(&ymm[..16]);
             area[YMM_HIGH + 16 * i..YMM_HIGH + 16 + 16 * i].copy_from_slice(&ymm[16..]);
@@ -136,7 +136,7 @@ impl Cpu {
         }
         for todo in self.mailbox.take() {
             match todo {
-                Todo::DropCode(page) => self.drop_code(page),
+                Todo::DropCode(span) => _ = self.drop_code(span),
                 Todo::NewMap => self.new_map(),
                 Todo::Protect(_) | Todo::ProtectAll => {}
             }

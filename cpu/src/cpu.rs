@@ -11,11 +11,11 @@ use crate::block::{Block, Blocks};
 use crate::fault::{Exception, Res, Stop, Why, vector};
 use crate::features::Features;
 use crate::flags::{Flags, bit};
-use crate::host::Vector;
+use crate::host::{Outside, Vector};
 use crate::mmu::tlb::{Rights, Tlb};
 use crate::mmu::walk::Kind;
 use crate::msr::Msrs;
-use crate::phys::PhysMap;
+use crate::phys::{PhysMap, Span};
 
 #[allow(missing_docs)]
 pub(crate) mod cr0 {
@@ -93,8 +93,8 @@ pub(crate) const RDI: usize = 7;
 /// Work that another thread leaves for a vCPU; it is done before the next block.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Todo {
-    /// Drop decoded code of this guest-physical page.
-    DropCode(u64),
+    /// Drop decoded code of these bytes.
+    DropCode(Span),
     /// Another vCPU holds code of this guest-physical page: writes to it take the slow path.
     Protect(u64),
     /// The dirty log was taken: every write takes the slow path once.
@@ -263,12 +263,12 @@ unsafe impl Send for Cpu {}
 impl Cpu {
     /// The machine.
     #[inline]
-    pub(crate) fn io(&self) -> &dyn CpuIo {
-        match self.io {
+    pub(crate) fn io(&self) -> Outside<'_> {
+        Outside::new(match self.io {
             // SAFETY: `run` sets `io` from a reference that outlives it and clears it at its end.
             Some(io) => unsafe { &*io },
             None => &NoMachine,
-        }
+        })
     }
 
     /// Raises `exception`.
@@ -570,7 +570,7 @@ impl Cpu {
         f: impl FnOnce(&mut dyn LocalApic, &dyn CpuIo) -> T,
     ) -> Option<T> {
         let mut apic = self.apic.take()?;
-        let result = f(&mut *apic, self.io());
+        let result = f(&mut *apic, &*self.io());
         self.apic = Some(apic);
         Some(result)
     }

@@ -10,6 +10,7 @@ use crate::block::Block;
 use crate::cpu::{Cpu, PAGE, Todo, seg};
 use crate::fault::{Exception, Stop, Why, vector};
 use crate::flags::bit;
+use crate::phys::Span;
 
 /// DR6: a single step.
 const BS: u64 = 1 << 14;
@@ -158,11 +159,13 @@ impl Cpu {
         self.irq_hint = true;
         for todo in self.mailbox.take() {
             match todo {
-                Todo::DropCode(page) => self.drop_code(page),
+                Todo::DropCode(span) => {
+                    self.drop_code(span);
+                }
                 Todo::Protect(page) => {
                     if self.tlb.protect(page) {
                         // It may have been written since the other vCPU decoded it.
-                        self.shared.tell_others(&self.mailbox, Todo::DropCode(page));
+                        self.shared.tell_others(&self.mailbox, Todo::DropCode(Span::page(page)));
                     }
                 }
                 Todo::ProtectAll => {

@@ -134,7 +134,7 @@ impl Cpu {
             fop: self.vector.fop,
             fip: self.vector.fip,
             fdp: self.vector.fdp,
-            mxcsr: self.vector.mxcsr,
+            mxcsr: self.vector.mxcsr(),
             ..Fpu::default()
         };
         for (i, st) in fpu.st.iter_mut().enumerate() {
@@ -285,7 +285,7 @@ impl Cpu {
         }
         self.vector.reload();
         (self.vector.fop, self.vector.fip, self.vector.fdp) = (fpu.fop, fpu.fip, fpu.fdp);
-        self.vector.mxcsr = fpu.mxcsr & MXCSR_MASK;
+        self.vector.set_mxcsr(fpu.mxcsr & MXCSR_MASK);
         let high = state.xsave.get(&YMM);
         for (i, ymm) in self.vector.context.ymm.iter_mut().enumerate() {
             ymm[..16].copy_from_slice(&fpu.xmm[i]);

@@ -152,6 +152,59 @@ fn code_that_a_device_overwrites_is_decoded_anew() {
 }
 
 #[test]
+fn stores_beside_code_change_just_what_they_hit() {
+    // Adds of one to registers by turns, at random places of two pages and in random lengths, with jumps that link
+    // them; the code before each writes immediates of other adds, and data between them, all the time.
+    for seed in 0..20 {
+        let mut rng = Rng::new(seed);
+        let mut code = vec![0xCC_u8; 0x2000];
+        let spots: Vec<usize> = (0..40).map(|i| i * 200 + rng.below(150) as usize).collect();
+        // What each spot adds; the model of what the guest has written.
+        let mut adds = vec![1_u32; spots.len()];
+        let mut sum = 0_u32;
+        let mut order: Vec<usize> = (0..spots.len()).collect();
+        for i in (1..order.len()).rev() {
+            order.swap(i, rng.below(i as u64 + 1) as usize);
+        }
+        let mut writes = Vec::new();
+        for (n, spot) in order.iter().enumerate() {
+            let victim = rng.below(spots.len() as u64) as usize;
+            let value = rng.next() as u32;
+            // Half of them hit bytes that no instruction has.
+            let offset = if rng.below(2) == 0 { spots[victim] + 1 } else { spots[victim] + 40 };
+            writes.push((*spot, victim, value, offset == spots[victim] + 1));
+            let at = spots[*spot];
+            let next = order.get(n + 1).map_or(0x1FF0, |next| spots[*next]);
+            // add eax, adds; mov dword [CODE + offset], value; jmp next
+            let mut bytes = vec![0x05, 1, 0, 0, 0, 0xC7, 0x04, 0x25];
+            bytes.extend((CODE as u32 + offset as u32).to_le_bytes());
+            bytes.extend(value.to_le_bytes());
+            bytes.push(0xE9);
+            bytes.extend((next as i32 - (at + bytes.len() + 4) as i32).to_le_bytes());
+            code[at..at + bytes.len()].copy_from_slice(&bytes);
+        }
+        // dec ecx; jz over the jump; jmp to the first; hlt
+        let mut end = vec![0xFF, 0xC9, 0x74, 5, 0xE9];
+        end.extend((spots[order[0]] as i32 - (0x1FF0 + 9)).to_le_bytes());
+        end.push(0xF4);
+        code[0x1FF0..0x1FF0 + end.len()].copy_from_slice(&end);
+        let mut guest = Guest::long(&code);
+        guest.state.rip = CODE + spots[order[0]] as u64;
+        guest.state.gpr[1] = 3;
+        let state = guest.run(&NoIo::default());
+        for _ in 0..3 {
+            for (spot, victim, value, hits) in &writes {
+                sum = sum.wrapping_add(adds[*spot]);
+                if *hits {
+                    adds[*victim] = *value;
+                }
+            }
+        }
+        assert_eq!(state.gpr[0] as u32, sum, "seed {seed}");
+    }
+}
+
+#[test]
 fn an_instruction_across_pages_follows_its_second_page() {
     // At the end of the page: mov eax, 0x11111111; then hlt in the next page.
     let mut guest = Guest::long(&[]);

@@ -1,7 +1,5 @@
 //! The program round a machine: the main loop, the monitors, signals, and the way out.
 
-use std::fs::File;
-use std::io::Write;
 use std::os::fd::AsRawFd;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
@@ -16,6 +14,7 @@ use monitor::Cause;
 use crate::config::{AccelChoice, Config};
 use crate::console::{Operator, Session};
 use crate::machine::{Machine, Requests};
+use crate::pidfile::Pidfile;
 use crate::signals::{Signal, Signals};
 use crate::{Error, accel, report, sandbox};
 
@@ -92,24 +91,6 @@ impl EventTarget for App {
             }
         }
         self.after_command();
-    }
-}
-
-/// Writes the process id, and removes the file in the end.
-struct Pidfile(std::path::PathBuf);
-
-impl Pidfile {
-    fn write(path: &std::path::Path) -> Result<Self, Error> {
-        let write = || writeln!(File::create(path)?, "{}", std::process::id());
-        write().map_err(|cause| Error::Write { path: path.to_owned(), cause })?;
-        Ok(Self(path.to_owned()))
-    }
-}
-
-impl Drop for Pidfile {
-    fn drop(&mut self) {
-        // It may have been removed by whoever asked for it.
-        let _ = std::fs::remove_file(&self.0);
     }
 }
 

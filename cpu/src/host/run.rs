@@ -2,18 +2,17 @@
 
 use iced_x86::Instruction;
 
+use super::MXCSR_FLAGS;
 use super::stub::{self, Stub, Unit};
 use crate::block::{Block, Op};
 use crate::cpu::{Cpu, PAGE, cr4};
 use crate::fault::{Res, vector};
 use crate::ops::{attempt, next};
 
-/// Fields of MXCSR: exception flags, those found before anything is computed (invalid operation,
-/// denormal, division by zero), underflow, all masks, flush to zero.
-const FLAGS: u32 = 0x3F;
+/// Fields of MXCSR: flags of what is found before anything is computed (invalid operation, denormal,
+/// division by zero), of underflow; flush to zero.
 const BEFORE: u32 = 7;
 const UNDERFLOW: u32 = 1 << 4;
-const MASKS: u32 = 0x1F80;
 const FLUSH: u32 = 1 << 15;
 
 /// The stub of `instr`, if it has one and there is room for it.
@@ -148,52 +147,43 @@ impl Cpu {
         if self.tlb.entry(linear).write == tag { Ok(()) } else { self.probe_write(linear, size) }
     }
 
-    /// Runs a stub under the guest's MXCSR; raises #XM for what the guest does not mask.
-    #[inline]
-    fn run_float(&mut self, stub: &Stub) -> Res {
-        let mxcsr = self.vector.mxcsr;
-        if mxcsr & MASKS != MASKS {
+    /// Runs a stub that computes under MXCSR; raises #XM for what the guest does not mask.
+    #[inline(always)]
+    pub(super) fn run_float(&mut self, stub: &Stub) -> Res {
+        if self.vector.unmasked() != 0 {
             return self.run_unmasked(stub);
         }
-        let context = &mut self.vector.context;
-        context.mxcsr_run = mxcsr & !FLAGS;
-        stub.run(context);
-        self.vector.mxcsr |= context.mxcsr_run & FLAGS;
+        stub.run(&mut self.vector.context);
         Ok(())
     }
 
     /// As [`Self::run_float`], where the guest leaves exceptions unmasked (SDM vol. 1, 11.5): the
     /// host masks them all, and its flags say which ones are due.
+    #[cold]
     fn run_unmasked(&mut self, stub: &Stub) -> Res {
-        let mxcsr = self.vector.mxcsr;
-        let unmasked = !(mxcsr >> 7) & FLAGS;
+        let (mxcsr, unmasked) = (self.vector.mxcsr(), self.vector.unmasked());
         let saved = stub.target.map(|n| (n, self.vector.context.ymm[n]));
         let image = stub.mmx.then(|| {
             self.vector.snapshot();
             self.vector.image.clone()
         });
-        let context = &mut self.vector.context;
         // Unmasked underflow is not flushed to zero, and is also due for a result that is tiny
         // and exact. To flush such results shows them, at the price of their precision flag.
-        let tiny = if unmasked & UNDERFLOW != 0 {
-            context.mxcsr_run = mxcsr & !FLAGS | MASKS | FLUSH;
-            stub.run(context);
+        let mut tiny = 0;
+        let mut base = mxcsr & !MXCSR_FLAGS;
+        if unmasked & UNDERFLOW != 0 {
+            tiny = self.run_under(stub, base | FLUSH) & UNDERFLOW;
             if let Some((n, value)) = saved {
-                context.ymm[n] = value;
+                self.vector.context.ymm[n] = value;
             }
-            context.mxcsr_run & UNDERFLOW
-        } else {
-            0
-        };
-        let flush = if unmasked & UNDERFLOW == 0 { mxcsr & FLUSH } else { 0 };
-        context.mxcsr_run = mxcsr & !(FLAGS | FLUSH) | MASKS | flush;
-        stub.run(context);
-        let mut raised = context.mxcsr_run & FLAGS | tiny;
+            base &= !FLUSH;
+        }
+        let mut raised = self.run_under(stub, base) | tiny;
         if raised & unmasked & BEFORE != 0 {
             // Nothing has been computed.
             raised &= BEFORE;
         }
-        self.vector.mxcsr |= raised;
+        self.vector.set_mxcsr(mxcsr | raised);
         if raised & unmasked == 0 {
             return Ok(());
         }
@@ -205,6 +195,13 @@ impl Cpu {
             self.vector.reload();
         }
         if self.cr4 & cr4::OSXMMEXCPT == 0 { self.ud() } else { self.raise_plain(vector::XM) }
+    }
+
+    /// Runs a stub under `mxcsr`; returns the flags that it raises.
+    fn run_under(&mut self, stub: &Stub, mxcsr: u32) -> u32 {
+        self.vector.set_mxcsr(mxcsr);
+        stub.run(&mut self.vector.context);
+        self.vector.mxcsr() & MXCSR_FLAGS
     }
 
     /// Runs an x87 stub; what the guest does not mask stays pending.

@@ -6,13 +6,14 @@
 //! guest on several vCPUs sees the host's memory order, which is x86's own.
 
 use std::ptr::NonNull;
+use std::sync::atomic::{Ordering, fence};
 
 use crate::cpu::{Cpu, Todo};
 use crate::fault::{Res, vector};
 use crate::int::Int;
 use crate::mmu::tlb::{Allow, Rights};
 use crate::mmu::walk::{Access, Kind};
-use crate::phys::Page;
+use crate::phys::{Page, Span};
 
 /// A value in guest memory, at any alignment.
 #[derive(Clone, Copy)]
@@ -73,6 +74,15 @@ impl Cpu {
     #[inline(never)]
     fn store_slow(&mut self, linear: u64, value: u64, size: u64) -> Res {
         let bytes = value.to_le_bytes();
+        let cold = self.tlb.cold(linear);
+        if cold.guarded == self.tlb.tag(linear.wrapping_add(size - 1))
+            && let Some(page) = self.phys.page(cold.phys)
+            && self.phys.code(page) != 0
+        {
+            let place = Place { phys: cold.phys | linear & 0xFFF, page: Some(page) };
+            self.write_place(place, &bytes[..size as usize]);
+            return Ok(());
+        }
         self.write_as(linear, &bytes[..size as usize], self.data_access(true))
     }
 
@@ -179,13 +189,19 @@ impl Cpu {
                 _ if self.cr4 & crate::cpu::cr4::SMAP == 0 => Rights::Supervisor,
                 _ => Rights::SupervisorAc,
             };
-            let write = walk.write && !page.readonly && !self.phys.has_code(page);
+            let writable = walk.write && !page.readonly;
+            let code = self.phys.code(page) != 0;
+            let write = writable && !code;
             if write {
                 self.phys.mark_dirty(page);
             }
             let watched = self.watched_page(linear);
-            let allow =
-                Allow { read: walk.read && !watched, write: write && !watched, exec: walk.exec };
+            let allow = Allow {
+                read: walk.read && !watched,
+                write: write && !watched,
+                exec: walk.exec,
+                guarded: writable && code && !watched,
+            };
             let (global, large) = (walk.global, walk.large);
             self.tlb.insert(rights, linear, walk.phys, page.host as u64, allow, global, large);
         }
@@ -209,19 +225,27 @@ impl Cpu {
                 // within it.
                 unsafe { copy_to_guest(page.host.add((place.phys & 0xFFF) as usize), data) };
                 self.phys.mark_dirty(page);
-                self.wrote_code(page, place.phys);
+                self.wrote(page, Span::new(place.phys, data.len() as u64));
             }
             _ => self.mmio_write(place.phys, data),
         }
     }
 
-    /// After a write to `page`: has every vCPU drop the code that it holds of it.
-    pub(crate) fn wrote_code(&mut self, page: Page, phys: u64) {
-        if self.phys.clear_code(page) {
-            let phys = phys & !0xFFF;
-            self.drop_code(phys);
-            self.shared.tell_others(&self.mailbox, Todo::DropCode(phys));
+    /// After a write to `span` of `page`: has every vCPU drop the code that it holds of it.
+    pub(crate) fn wrote(&mut self, page: Page, span: Span) {
+        // Another vCPU marks the line, then reads the code; here it is written, then looked for.
+        fence(Ordering::SeqCst);
+        if self.phys.code(page) & span.lines() != 0 {
+            self.wrote_code(page, span);
         }
+    }
+
+    #[cold]
+    fn wrote_code(&mut self, page: Page, span: Span) {
+        // The mark stays where this vCPU holds code beside what was written.
+        let remain = self.drop_code(span);
+        self.phys.clear_code(page, span.lines() & !remain);
+        self.shared.tell_others(&self.mailbox, Todo::DropCode(span.whole_lines()));
     }
 
     fn mmio_read(&mut self, phys: u64, data: &mut [u8]) {

@@ -4,7 +4,7 @@ use crate::block::{Block, Op};
 use crate::cpu::{Cpu, PAGE, RSP, seg};
 use crate::fault::{Stop, vector};
 use crate::ops::mem::{Ea, get};
-use crate::ops::{attempt, leave, leave_as_it_is};
+use crate::ops::{attempt, leave, leave_as_is};
 
 /// As [`attempt`], for an access to the stack.
 macro_rules! attempt_stack {
@@ -78,7 +78,7 @@ pub(crate) unsafe fn call(cpu: &mut Cpu, op: *const Op) -> *const Block {
 fn nowhere(cpu: &mut Cpu, op: *const Op) -> *const Block {
     let raised: Result<(), Stop> = cpu.raise_error(vector::GP, 0);
     debug_assert!(raised.is_err());
-    leave_as_it_is(cpu, op)
+    leave_as_is(cpu, op)
 }
 
 /// To an address that the program computed.
