@@ -8,6 +8,8 @@ pub mod accel;
 pub mod bus;
 pub mod device;
 pub mod event;
+#[cfg(feature = "fuzz")]
+pub mod fuzz;
 pub mod irq;
 pub mod lapic;
 pub mod memory;

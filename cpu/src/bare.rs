@@ -65,7 +65,14 @@ impl SoftVcpu {
     /// As [`board::Vcpu::run`], but for `count` blocks at most; `None` when these have run.
     /// A halt ends it too, whatever might end the halt.
     pub fn run_blocks(&mut self, io: &dyn CpuIo, count: u64) -> Option<Exit> {
-        self.with_io(io, |cpu| cpu.execute_some(count))
+        self.with_io(io, |cpu| cpu.execute_some(count, false))
+    }
+}
+
+impl SoftVcpu {
+    /// As [`Self::run_blocks`], a block being a single instruction, or part of one that repeats.
+    pub fn run_steps(&mut self, io: &dyn CpuIo, count: u64) -> Option<Exit> {
+        self.with_io(io, |cpu| cpu.execute_some(count, true))
     }
 }
 

@@ -31,6 +31,8 @@ mod exec;
 mod fault;
 mod features;
 mod flags;
+#[cfg(any(test, feature = "fuzz"))]
+pub mod fuzz;
 mod host;
 mod int;
 mod mmu;

@@ -25,14 +25,15 @@ impl Cpu {
         exit
     }
 
-    /// As [`Self::execute`], for `count` blocks at most.
-    pub(crate) fn execute_some(&mut self, count: u64) -> Option<Exit> {
+    /// As [`Self::execute`], for `count` blocks at most, or single instructions.
+    pub(crate) fn execute_some(&mut self, count: u64, single: bool) -> Option<Exit> {
         self.irq_hint = true;
         self.vector.enter();
         let mut result = None;
         for _ in 0..count {
-            match self.advance() {
-                Ok(block) => self.run_alone(block),
+            match self.turn(single) {
+                Ok(Some(block)) => self.run_alone(block),
+                Ok(None) => {}
                 Err(exit) => {
                     result = Some(exit);
                     break;
@@ -89,37 +90,49 @@ impl Cpu {
     /// Between blocks, with RIP exact: does what is due and finds the next block.
     fn advance(&mut self) -> Result<*const Block, Exit> {
         loop {
-            if let Some(exit) = self.settle_stop() {
-                return Err(exit);
+            if let Some(block) = self.turn(false)? {
+                return Ok(block);
             }
-            if self.mailbox.attention.swap(false, Ordering::SeqCst)
-                && let Some(exit) = self.attend()
-            {
-                return Err(exit);
+        }
+    }
+
+    /// Does what is due and finds the next block, or executes one instruction: when something asks
+    /// for single steps, or `single` does.
+    #[inline(always)]
+    fn turn(&mut self, single: bool) -> Result<Option<*const Block>, Exit> {
+        if let Some(exit) = self.settle_stop() {
+            return Err(exit);
+        }
+        if self.mailbox.attention.swap(false, Ordering::SeqCst)
+            && let Some(exit) = self.attend()
+        {
+            return Err(exit);
+        }
+        let shadow = self.sti_shadow || self.mov_ss_shadow;
+        if !shadow && self.nmi_pending | self.irq_hint {
+            self.interrupts();
+            if self.stop.is_some() {
+                return Ok(None);
             }
-            let shadow = self.sti_shadow || self.mov_ss_shadow;
-            if !shadow && self.nmi_pending | self.irq_hint {
-                self.interrupts();
-                if self.stop.is_some() {
-                    continue;
-                }
+        }
+        if self.mp_state != MpState::Runnable {
+            return Err(Exit::Halted);
+        }
+        let special = self.flags.rest & (bit::TF | bit::RF) != 0
+            || self.debug.control & 0xFF != 0
+            || self.watch_hit != 0;
+        if shadow || special || single {
+            self.step();
+            return Ok(None);
+        }
+        match self.find_block(false) {
+            Ok(block) => {
+                self.make_link(block);
+                Ok(Some(block))
             }
-            if self.mp_state != MpState::Runnable {
-                return Err(Exit::Halted);
-            }
-            let special = self.flags.rest & (bit::TF | bit::RF) != 0
-                || self.debug.control & 0xFF != 0
-                || self.watch_hit != 0;
-            if shadow || special {
-                self.step();
-                continue;
-            }
-            match self.find_block(false) {
-                Ok(block) => {
-                    self.make_link(block);
-                    return Ok(block);
-                }
-                Err(Stop) => self.link = None,
+            Err(Stop) => {
+                self.link = None;
+                Ok(None)
             }
         }
     }
