@@ -294,6 +294,6 @@ pub fn interpreter(bytes: &[u8]) {
 mod tests {
     #[test]
     fn blocks_do_what_single_steps_do() {
-        board::fuzz::seeded(1, 2000, 400, super::interpreter);
+        board::fuzz::seeded(1, 500, 400, super::interpreter);
     }
 }
