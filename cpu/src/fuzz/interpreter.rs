@@ -18,9 +18,9 @@ const STACK: u64 = 0xF000;
 const CODE: u64 = 0x1_0000;
 const DATA: u64 = 0x2_0000;
 /// Blocks that are run.
-const BLOCKS: u64 = 200;
-/// Single steps that may take: blocks have 32 instructions at most.
-const STEPS: u64 = 40 * BLOCKS;
+const BLOCKS: u64 = 40;
+/// Turns that single steps may take for as many instructions: more where these fault.
+const TURNS: u64 = 40 * BLOCKS;
 
 /// A machine in which nothing is.
 struct Nothing;
@@ -210,7 +210,7 @@ impl Guest {
             Mode::Pae => {
                 s.cr0 |= 0x8001_0001;
                 s.cr4 |= 0x20;
-                s.pdptr[0] = TABLES + 0x1000 | 1;
+                s.pdptr[0] = (TABLES + 0x1000) | 1;
             }
             Mode::Compatibility | Mode::Long => {
                 s.cr0 |= 0x8001_0001;
@@ -266,7 +266,7 @@ pub fn interpreter(bytes: &[u8]) {
 
     let mut steps = Guest::new(mode, user, seeds, code);
     let mut last = None;
-    for _ in 0..STEPS {
+    for _ in 0..TURNS {
         if steps.vcpu.instructions() == executed && exit.is_none() {
             // What a block has begun and not ended, such as a fault that was not yet delivered,
             // is not part of the state.
@@ -278,7 +278,9 @@ pub fn interpreter(bytes: &[u8]) {
             steps.vcpu.instructions() <= executed,
             "{mode:?}: by steps the state after {executed} instructions is none that blocks reach"
         );
-        last = steps.vcpu.run_steps(&Nothing, 1);
+        // A step executes one instruction at most.
+        let missing = executed - steps.vcpu.instructions();
+        last = steps.vcpu.run_steps(&Nothing, missing.max(1));
         if last.is_some() {
             break;
         }
