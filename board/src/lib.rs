@@ -7,6 +7,7 @@
 pub mod accel;
 pub mod bus;
 pub mod device;
+pub mod entropy;
 pub mod event;
 #[cfg(feature = "fuzz")]
 pub mod fuzz;
@@ -21,7 +22,8 @@ pub mod vcpu;
 pub use accel::{Accel, AccelError, CpuIo, Exit, Kicker, Vcpu};
 pub use bus::{Bus, Width};
 pub use device::{Attach, Device, Paused, Region, Slot, Tag};
-pub use event::{EventLoop, EventTarget, LoopHandle, Readiness, Timer, Watch};
+pub use entropy::Entropy;
+pub use event::{Brake, EventLoop, EventTarget, LoopHandle, Readiness, Timer, Watch};
 pub use irq::{IrqLine, IrqSink, Msi, MsiSink};
 pub use lapic::{ApicEvent, LocalApic};
 pub use memory::GuestRam;

@@ -1,11 +1,13 @@
 //! The CPU without a machine: what a program in ring 3 can see goes in, runs, and comes out.
 //! Tests and fuzz targets use it.
 
+use std::sync::atomic::Ordering;
+
 use board::{CpuIo, Exit};
 
 use crate::accel::SoftVcpu;
 use crate::block::Block;
-use crate::cpu::{Cpu, Todo};
+use crate::cpu::Cpu;
 use crate::fault::{Stop, Why};
 use crate::host::MXCSR_MASK;
 
@@ -112,7 +114,9 @@ impl Cpu {
         let mut next: *const Block = std::ptr::null();
         for _ in 0..MAX_BLOCKS {
             if next.is_null() {
-                self.take_todo();
+                if self.mailbox.attention.swap(false, Ordering::SeqCst) {
+                    self.take_work();
+                }
                 match self.find_block(false) {
                     Ok(block) => next = self.run_block(block),
                     Err(Stop) => self.link = None,
@@ -134,19 +138,5 @@ impl Cpu {
             }
         }
         None
-    }
-
-    /// Drops the code that others have written.
-    fn take_todo(&mut self) {
-        if !self.mailbox.attention.swap(false, std::sync::atomic::Ordering::SeqCst) {
-            return;
-        }
-        for todo in self.mailbox.take() {
-            match todo {
-                Todo::DropCode(span) => _ = self.drop_code(span),
-                Todo::NewMap => self.new_map(),
-                Todo::Protect(_) | Todo::ProtectAll => {}
-            }
-        }
     }
 }

@@ -204,8 +204,8 @@ fn tab_lists_what_has_several() {
     assert_eq!(
         list,
         [
-            "chardev    cpus       irq        kvm        lapic      mtree      name       ",
-            "pic        registers  status     uuid       version    ",
+            "chardev    cpus       icount     irq        kvm        lapic      mtree      ",
+            "name       pic        registers  status     uuid       version    ",
         ]
     );
 }

@@ -20,6 +20,8 @@ pub(crate) enum Rights {
     Supervisor = 0,
     SupervisorAc = 1,
     User = 2,
+    /// User, with alignment checks: only fetches are cached.
+    UserAligned = 3,
 }
 
 /// A cached translation. Tags are [`NONE`] where the access must take the slow path.
@@ -68,8 +70,8 @@ pub(crate) struct Tlb {
 impl Tlb {
     pub(crate) fn new() -> Self {
         Self {
-            entries: vec![EMPTY; 3 * ENTRIES].into_boxed_slice(),
-            cold: vec![Cold::default(); 3 * ENTRIES].into_boxed_slice(),
+            entries: vec![EMPTY; 4 * ENTRIES].into_boxed_slice(),
+            cold: vec![Cold::default(); 4 * ENTRIES].into_boxed_slice(),
             base: 0,
             generation: [1, 2],
             next_generation: 3,
@@ -102,8 +104,8 @@ impl Tlb {
     /// The entry in use for `linear`.
     #[inline(always)]
     pub(crate) fn entry(&self, linear: u64) -> &Entry {
-        // SAFETY: `base` is 0, 1 or 2 times ENTRIES and `index` below ENTRIES; there are
-        // 3 * ENTRIES entries.
+        // SAFETY: `base` is 0 to 3 times ENTRIES and `index` below ENTRIES; there are
+        // 4 * ENTRIES entries.
         unsafe { self.entries.get_unchecked(self.base + Self::index(linear)) }
     }
 
@@ -232,7 +234,7 @@ impl Tlb {
             self.renew(half);
             return;
         }
-        for table in 0..3 {
+        for table in 0..4 {
             let i = table * ENTRIES + Self::index(linear);
             self.entries[i] = EMPTY;
             self.cold[i] = Cold::default();
