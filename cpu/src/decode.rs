@@ -2,7 +2,10 @@
 
 use std::cell::Cell;
 
-use iced_x86::{Decoder, DecoderError, DecoderOptions, FlowControl, Instruction, Mnemonic};
+use iced_x86::{
+    Code, CodeSize, Decoder, DecoderError, DecoderOptions, FlowControl, Instruction, Mnemonic,
+    OpKind, Register,
+};
 
 use crate::block::{Block, MAX_BLOCK, Op};
 use crate::cpu::{Bits, Cpu};
@@ -56,10 +59,12 @@ impl Cpu {
                 let rest = &bytes[at..at + MAX_LENGTH];
                 let mut decoder = Decoder::with_ip(bitness, rest, at as u64, DecoderOptions::NONE);
                 decoder.decode_out(&mut instr);
+                correct(&mut instr, rest);
                 self.add(&mut builder, &instr, decoder.last_error(), at, single);
                 at += instr.len().max(1);
                 break;
             }
+            correct(&mut instr, &bytes[at..]);
             ended = self.add(&mut builder, &instr, decoder.last_error(), at, single);
             at += instr.len().max(1);
         }
@@ -157,6 +162,37 @@ impl Cpu {
             for (i, byte) in data[..n].iter_mut().enumerate() {
                 self.io().mmio_read(phys + i as u64, std::slice::from_mut(byte));
             }
+        }
+    }
+}
+
+/// What 64-bit code means and the decoder says otherwise.
+fn correct(instr: &mut Instruction, bytes: &[u8]) {
+    use Register as R;
+    if instr.code_size() != CodeSize::Code64 {
+        return;
+    }
+    // Such prefixes are ignored: the base register alone chooses between DS and SS.
+    if matches!(instr.segment_prefix(), R::ES | R::CS | R::SS | R::DS) {
+        instr.set_segment_prefix(R::None);
+    }
+    // With REX.B, 90 is an exchange, whether F3 precedes it or not.
+    if instr.code() == Code::Pause && instr.len() >= 3 {
+        let rex = bytes[instr.len() - 2];
+        if rex & 0xF1 == 0x41 {
+            let wide = rex & 8 != 0;
+            let narrow = !wide && bytes[..instr.len() - 2].contains(&0x66);
+            let (code, a, b) = match (wide, narrow) {
+                (true, _) => (Code::Xchg_r64_RAX, R::R8, R::RAX),
+                (_, true) => (Code::Xchg_r16_AX, R::R8W, R::AX),
+                _ => (Code::Xchg_r32_EAX, R::R8D, R::EAX),
+            };
+            instr.set_code(code);
+            instr.set_op0_kind(OpKind::Register);
+            instr.set_op1_kind(OpKind::Register);
+            instr.set_op0_register(a);
+            instr.set_op1_register(b);
+            instr.set_has_rep_prefix(false);
         }
     }
 }
