@@ -14,6 +14,7 @@ mod image;
 mod memory;
 mod policy;
 mod probe;
+pub mod qcow2;
 mod raw;
 mod request;
 mod segments;
