@@ -241,7 +241,8 @@ impl Storage for Recorder {
 /// may be there or not.
 #[test]
 fn a_crash_at_any_moment_leaves_nothing_but_leaks_and_all_that_was_flushed() {
-    for seed in 0..12 {
+    let (seeds, crashes) = if std::env::var_os("VMM_SOAK").is_some() { (40, 60) } else { (3, 10) };
+    for seed in 0..seeds {
         let mut random = Random(seed + 100);
         let bits = [9, 12][seed as usize % 2];
         let size = 512 * (600 + random.below(2000));
@@ -277,7 +278,7 @@ fn a_crash_at_any_moment_leaves_nothing_but_leaks_and_all_that_was_flushed() {
         }
         let effects = recorder.1.lock().unwrap().clone();
         drop(image);
-        for crash in 0..60 {
+        for crash in 0..crashes {
             let end = random.below(effects.len() as u64 + 1) as usize;
             let power = crash % 2 == 1;
             let synced =
