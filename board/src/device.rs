@@ -1,12 +1,13 @@
 //! What a chip is to the machine, and what the machine gives a chip.
 
+use std::any::Any;
 use std::fmt;
 use std::io;
 use std::os::fd::RawFd;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 pub use crate::event::Tag;
-use crate::event::{EventTarget, LoopHandle, Readiness, Timer, Watch};
+use crate::event::{Bell, EventTarget, LoopHandle, Readiness, Timer, Watch};
 use crate::state::ErasedSnapshot;
 use crate::time::{ClockKind, VmTime};
 
@@ -28,7 +29,7 @@ pub enum Paused {
 /// It is called with its own lock held and calls neither a bus nor another device: it acts through
 /// the handles that its constructor was given ([`crate::IrqLine`], [`Timer`], [`Watch`],
 /// [`crate::SystemControl`]). Whatever a guest does wrong becomes device state or all-ones.
-pub trait Device: Send {
+pub trait Device: Any + Send {
     /// A guest reads `data.len()` (1, 2, 4 or 8) bytes at `offset` into `region`.
     fn read(&mut self, region: Region, offset: u64, data: &mut [u8]);
 
@@ -80,6 +81,13 @@ impl Slot {
         &self.name
     }
 
+    /// Locks the device and calls `act` with it, if it is a `D`: for whoever plugged it in and
+    /// knows more of it than buses do.
+    pub fn with<D: Device, R>(&self, act: impl FnOnce(&mut D) -> R) -> Option<R> {
+        let device: &mut dyn Any = &mut **self.lock();
+        device.downcast_mut().map(act)
+    }
+
     /// Locks the device. A device that panicked in an earlier call is used on as it is: one bad
     /// access must not take the machine down.
     pub fn lock(&self) -> MutexGuard<'_, Box<dyn Device>> {
@@ -117,6 +125,14 @@ impl Attach {
     /// What epoll says, but for EPERM (a regular file), which gives a watch that is always ready.
     pub fn watch(&self, fd: RawFd, interest: Readiness, tag: Tag) -> io::Result<Watch> {
         self.handle.watch(fd, interest, self.slot.clone(), tag)
+    }
+
+    /// An eventfd for others to ring, which calls the device's `event`.
+    ///
+    /// # Errors
+    /// When the process has no fd left.
+    pub fn bell(&self, tag: Tag) -> io::Result<Bell> {
+        self.handle.bell(self.slot.clone(), tag)
     }
 
     /// A way for others to call the device's `event` on the main loop.

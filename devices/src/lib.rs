@@ -5,3 +5,6 @@
 
 pub mod chardev;
 pub mod chip;
+#[cfg(any(test, feature = "fuzz"))]
+pub mod fuzz;
+pub mod virtio;
