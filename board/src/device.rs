@@ -20,7 +20,7 @@ pub struct Region(pub u16);
 pub enum Paused {
     /// Nothing is in flight.
     Done,
-    /// Requests are in flight; the device answers by a later event.
+    /// Requests are in flight.
     Pending,
 }
 
@@ -42,7 +42,8 @@ pub trait Device: Any + Send {
     /// The state after power-on or the reset line.
     fn reset(&mut self);
 
-    /// The machine is being stopped: no new request is taken from a queue after this.
+    /// The machine is being stopped: no new request is taken from a queue after this. A device that
+    /// answers [`Paused::Pending`] is asked again a little later.
     fn pause(&mut self) -> Paused {
         Paused::Done
     }
@@ -76,6 +77,31 @@ impl Slot {
         })
     }
 
+    /// The same with a `build` that may fail.
+    ///
+    /// # Errors
+    /// What `build` says.
+    pub fn try_plug<D: Device + 'static, E>(
+        name: impl Into<Box<str>>,
+        handle: &LoopHandle,
+        build: impl FnOnce(&Attach) -> Result<D, E>,
+    ) -> Result<Arc<Self>, E> {
+        let mut error = None;
+        let name = name.into();
+        let slot = Arc::new_cyclic(|slot: &Weak<Self>| {
+            let attach = Attach { handle: handle.clone(), slot: slot.clone() };
+            let device: Box<dyn Device> = match build(&attach) {
+                Ok(device) => Box::new(device),
+                Err(e) => {
+                    error = Some(e);
+                    Box::new(Nothing)
+                }
+            };
+            Self { name, device: Mutex::new(device) }
+        });
+        error.map_or(Ok(slot), Err)
+    }
+
     /// The name that the monitor shows: `serial0`.
     pub fn name(&self) -> &str {
         &self.name
@@ -93,6 +119,17 @@ impl Slot {
     pub fn lock(&self) -> MutexGuard<'_, Box<dyn Device>> {
         self.device.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// What is in a slot whose device could not be made, until the slot is dropped.
+struct Nothing;
+
+impl Device for Nothing {
+    fn read(&mut self, _region: Region, _offset: u64, data: &mut [u8]) {
+        data.fill(0xFF);
+    }
+    fn write(&mut self, _region: Region, _offset: u64, _data: &[u8]) {}
+    fn reset(&mut self) {}
 }
 
 impl EventTarget for Slot {
