@@ -1,5 +1,7 @@
 //! Fuzz targets: functions of bytes that panic when something is wrong.
 
+use crate::block::Disk;
+use crate::virtio::blk::{Blk, BlkOptions};
 use crate::virtio::driver::{Rig, poke};
 use crate::virtio::rng::{EntropySource, Rng};
 
@@ -98,4 +100,42 @@ impl EntropySource for Constant {
 pub fn virtio_rng(bytes: &[u8]) {
     let mut rig = Rig::new(4 << 20, |_, _| Box::new(Rng::new(Box::new(Constant))));
     mangle(&mut rig, bytes);
+}
+
+/// virtio-blk: rings, registers, requests.
+///
+/// # Panics
+/// When the host has no threads left.
+pub fn virtio_blk(bytes: &[u8]) {
+    let disk = Disk::memory(vec![0; 1 << 16]).unwrap();
+    let options = BlkOptions { queues: 2, ..BlkOptions::default() };
+    let mut rig = Rig::new(4 << 20, |attach, ram| {
+        Box::new(Blk::new(&disk, ram, "blk", options, attach).unwrap())
+    });
+    mangle(&mut rig, bytes);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::chip::testing::Random;
+
+    fn seeded(seed: u64, count: u64, target: fn(&[u8])) {
+        let mut random = Random::new(seed);
+        let count = if std::env::var_os("VMM_SOAK").is_some() { count * 100 } else { count };
+        for _ in 0..count {
+            let bytes: Vec<u8> = (0..random.below(800)).map(|_| random.byte()).collect();
+            target(&bytes);
+        }
+    }
+
+    #[test]
+    fn random_rings_do_rng_no_harm() {
+        seeded(1, 300, virtio_rng);
+    }
+
+    #[test]
+    fn random_rings_do_blk_no_harm() {
+        seeded(2, 200, virtio_blk);
+    }
 }

@@ -3,6 +3,7 @@
 //! A transport owns the core, which owns the device, so that there is one lock: that of the slot.
 //! Queues are worked on by the loop's thread, which their doorbells wake.
 
+pub mod blk;
 mod chain;
 mod core;
 mod device;
