@@ -6,3 +6,7 @@
 pub mod block;
 pub mod chardev;
 pub mod chip;
+#[cfg(any(test, feature = "fuzz"))]
+pub mod fuzz;
+pub mod pci;
+pub mod virtio;

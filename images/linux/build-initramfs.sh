@@ -65,6 +65,7 @@ if [ ! -f "$out" ]; then
         for f in "${added[@]}"; do file "bin/$(basename "$f")" 0100755 "$f"; done
         text bin/sh 0120777 busybox
         file init 0100755 "$linux_dir/init"
+        text etc/passwd 0100644 $'root::0:0:root:/root:/bin/sh\n'
         text etc/fstab 0100644 $'proc /proc proc\nsysfs /sys sysfs\ndevtmpfs /dev devtmpfs\n'
         text etc/acpi/PWRF/00000080 0100755 $'#!/bin/sh\npoweroff\n'
         header TRAILER!!! 0 0 1
