@@ -20,7 +20,7 @@ pub use device::{DeviceSpec, PciKind, PciSpec};
 pub use error::ConfigError;
 pub use help::help;
 pub use rtc::RtcConfig;
-pub use virtio::{Transport, VirtioKind, VirtioSpec};
+pub use virtio::{Transport, VirtioKind, VirtioPortSpec, VirtioSpec};
 
 use props::{Props, parse_size};
 

@@ -12,6 +12,7 @@ use board::system::A20Gate;
 use board::{
     Accel, Attach, Bus, Device, GuestRam, IrqLine, LoopHandle, Region, Slot, SystemControl, Width,
 };
+use devices::block::Disks;
 use devices::chardev::{BackendKind, CharPort, Chardev, Chardevs, Host, HotKey};
 use devices::chip::acpi_pm::{self, AcpiPm};
 use devices::chip::debug_exit::DebugExit;
@@ -35,7 +36,7 @@ use crate::vcpu::{EoiSink, IntrSource, VcpuEvent, Vcpus, Wiring};
 use crate::{Error, accel, report};
 
 use super::pci::{Bells, Pci, Surroundings};
-use super::virtio::VirtioDevices;
+use super::virtio::{self, VirtioDevices};
 use super::{Machine, Payload, Request, Requests};
 
 const IO_APIC: u64 = 0xFEC0_0000;
@@ -94,7 +95,7 @@ pub(super) struct Board<'a> {
     pub(super) doorbells: Arc<dyn Doorbells>,
     /// ISA interrupts and other GSIs by number.
     pub(super) lines: Vec<Arc<SharedLine>>,
-    requests: Arc<Requests>,
+    pub(super) requests: Arc<Requests>,
 }
 
 impl Board<'_> {
@@ -245,7 +246,8 @@ impl Board<'_> {
         &mut self,
         spec: &DeviceSpec,
         chardevs: &Chardevs,
-        machine: MachineKind,
+        disks: &Disks,
+        config: &Config,
         pci: Option<&mut Pci>,
     ) -> Result<Option<SerialPort>, Error> {
         let backend = |id: &str| -> Result<Arc<Chardev>, Error> {
@@ -274,7 +276,9 @@ impl Board<'_> {
                     .plug_serial(format!("serial-{chardev}"), *iobase, *irq, port)
                     .map(Some);
             }
-            DeviceSpec::Virtio(spec) => self.plug_virtio(spec, machine, pci, chardevs)?,
+            DeviceSpec::Virtio(spec) => self.plug_virtio(spec, config, pci, chardevs, disks)?,
+            // It is made with its virtio-serial.
+            DeviceSpec::VirtioPort(port) => virtio::check_port(port, &config.devices)?,
             DeviceSpec::Pvpanic { ioport } => {
                 let slot = self.plug("pvpanic", |_| PvPanic::new(system));
                 self.ports(&slot, PvPanic::PORT, (*ioport).into(), 1)?;
@@ -487,11 +491,13 @@ impl Machine {
         if config.machine == MachineKind::Pc {
             board.plug_fw_cfg(&config, &ram)?;
         }
+        let disks = Disks::new(Arc::new(|_| ()), Arc::new(report::note));
         for spec in &config.devices {
             serial_ports.extend(board.plug_device(
                 spec,
                 &chardevs,
-                config.machine,
+                &disks,
+                &config,
                 pci.as_mut(),
             )?);
         }
@@ -521,6 +527,8 @@ impl Machine {
             irqchip,
             pci,
             virtio,
+            disks,
+            requests,
             power_button: Some(power_button),
             chardevs,
             payload,

@@ -7,6 +7,7 @@ mod build;
 mod pci;
 mod requests;
 mod virtio;
+mod virtio_info;
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -17,6 +18,7 @@ use board::device::{Notifier, Paused};
 use board::memory::MemoryMap;
 use board::vcpu::{Cpuid, MpState};
 use board::{Accel, Bus, Clock, LoopHandle, Slot, SystemRequest, VcpuState};
+use devices::block::Disks;
 use devices::chardev::Chardevs;
 use devices::chip::irqchip::Irqchip;
 use monitor::state::RunState;
@@ -67,6 +69,8 @@ pub struct Machine {
     irqchip: Option<Arc<Irqchip>>,
     pci: Option<pci::Pci>,
     virtio: VirtioDevices,
+    disks: Disks,
+    requests: Arc<Requests>,
     power_button: Option<Notifier>,
     chardevs: Chardevs,
     payload: Payload,
@@ -337,6 +341,7 @@ impl Machine {
                 self.stop(RunState::InternalError);
                 report::error(&error);
             }
+            Request::News(event) => self.news.push(event),
             Request::Quit => self.quit(Cause::HostUi),
         }
         if self.ending.is_none() && self.state == RunState::Running {
@@ -378,7 +383,14 @@ impl Machine {
             }
             DeviceSpec::Virtio(spec) if spec.transport != Transport::Mmio => {
                 let pci = pci.ok_or_else(|| missing(spec.name))?;
-                let backends = virtio::Backends { ram: self.map.ram(), chardevs: &self.chardevs };
+                let backends = virtio::Backends {
+                    ram: self.map.ram(),
+                    chardevs: &self.chardevs,
+                    disks: &self.disks,
+                    devices: &[],
+                    cpus: self.config.topology.cpus,
+                    requests: &self.requests,
+                };
                 let slot = self.virtio.plug_pci(&spec, pci, &backends)?;
                 (pci, slot)
             }
