@@ -48,17 +48,6 @@ pub struct VirtioSpec {
 pub enum VirtioKind {
     /// `virtio-rng`.
     Rng,
-    /// `virtio-blk`.
-    Block {
-        /// `drive=`.
-        drive: String,
-        /// `serial=`, in place of the drive's.
-        serial: Option<String>,
-        /// `num-queues=`; one a vCPU on PCI otherwise.
-        queues: Option<u16>,
-        /// `queue-size=`.
-        queue_size: u16,
-    },
     /// `virtio-serial`: what ports are plugged into.
     Serial {
         /// `max_ports=`; as many as are needed otherwise.
@@ -90,12 +79,6 @@ const VECTORS: (&str, &str) =
 const INDIRECT: (&str, &str) = ("indirect_desc=on|off", "offer indirect descriptors (on)");
 const EVENT_IDX: (&str, &str) = ("event_idx=on|off", "offer the event index (on)");
 
-const DRIVE: (&str, &str) = ("drive=ID", "the drive that --drive or --blockdev makes (needed)");
-const SERIAL: (&str, &str) = ("serial=TEXT", "its serial number, up to 20 characters");
-const NUM_QUEUES: (&str, &str) =
-    ("num-queues=N", "request queues, 1 to 64 (one a vCPU on PCI, 1 on MMIO)");
-const QUEUE_SIZE: (&str, &str) =
-    ("queue-size=N", "descriptors of a queue, a power of two from 4 to 1024 (256)");
 const PORTS: (&str, &str) = ("max_ports=N", "the most ports, 1 to 31 (as many as there are)");
 const ON_OOM: (&str, &str) =
     ("deflate-on-oom=on|off", "the guest takes pages back before it runs out (off)");
@@ -106,9 +89,6 @@ const REPORTING: (&str, &str) =
 const ON_MMIO: &[(&str, &str)] = &[INDIRECT, EVENT_IDX];
 const ON_PCI: &[(&str, &str)] = &[ADDR, VECTORS, INDIRECT, EVENT_IDX];
 
-const BLOCK_MMIO: &[(&str, &str)] = &[DRIVE, SERIAL, NUM_QUEUES, QUEUE_SIZE, INDIRECT, EVENT_IDX];
-const BLOCK_PCI: &[(&str, &str)] =
-    &[DRIVE, SERIAL, NUM_QUEUES, QUEUE_SIZE, ADDR, VECTORS, INDIRECT, EVENT_IDX];
 const SERIAL_MMIO: &[(&str, &str)] = &[PORTS, INDIRECT, EVENT_IDX];
 const SERIAL_PCI: &[(&str, &str)] = &[PORTS, ADDR, VECTORS, INDIRECT, EVENT_IDX];
 const BALLOON_MMIO: &[(&str, &str)] = &[ON_OOM, REPORTING, INDIRECT, EVENT_IDX];
@@ -140,24 +120,6 @@ pub(super) const TYPES: &[DeviceType] = &[
         help: "the same on PCI",
         props: BALLOON_PCI,
         parse: |props| device(props, "virtio-balloon-pci", Transport::Pci, balloon),
-    },
-    DeviceType {
-        name: "virtio-blk",
-        help: "a disk, on PCI or MMIO as the machine has it",
-        props: BLOCK_PCI,
-        parse: |props| device(props, "virtio-blk", Transport::Machine, block),
-    },
-    DeviceType {
-        name: "virtio-blk-device",
-        help: "the same on MMIO (--machine microvm)",
-        props: BLOCK_MMIO,
-        parse: |props| device(props, "virtio-blk-device", Transport::Mmio, block),
-    },
-    DeviceType {
-        name: "virtio-blk-pci",
-        help: "the same on PCI",
-        props: BLOCK_PCI,
-        parse: |props| device(props, "virtio-blk-pci", Transport::Pci, block),
     },
     DeviceType {
         name: "virtio-rng",
@@ -227,20 +189,6 @@ fn device(
     Ok(DeviceSpec::Virtio(VirtioSpec { name, id: None, addr, vectors, transport, options, kind }))
 }
 
-fn block(props: &mut Props) -> Result<VirtioKind, ConfigError> {
-    let drive = props.take("drive").ok_or_else(|| props.missing("drive"))?;
-    let serial = props.take("serial");
-    if let Some(text) = serial.as_ref().filter(|text| text.len() > 20) {
-        return Err(props.bad("serial", text, "at most 20 characters"));
-    }
-    let queues = props.take_number("num-queues", 1..=64)?.map(|n| n as u16);
-    let size = props.take_number("queue-size", 4..=1024)?.unwrap_or(256);
-    if !size.is_power_of_two() {
-        return Err(props.bad("queue-size", &size.to_string(), "a power of two from 4 to 1024"));
-    }
-    Ok(VirtioKind::Block { drive, serial, queues, queue_size: size as u16 })
-}
-
 fn serial(props: &mut Props) -> Result<VirtioKind, ConfigError> {
     let most = u64::from(MAX_PORTS);
     let max_ports = props.take_number("max_ports", 1..=most)?.map(|n| n as u32);
@@ -301,15 +249,6 @@ mod tests {
 
     #[test]
     fn each_kind_has_its_properties() {
-        assert_eq!(
-            virtio("virtio-blk-pci,drive=d,serial=S1,num-queues=2,queue-size=64").kind,
-            VirtioKind::Block {
-                drive: "d".into(),
-                serial: Some("S1".into()),
-                queues: Some(2),
-                queue_size: 64
-            }
-        );
         let options = BalloonOptions { deflate_on_oom: true, free_page_reporting: false };
         assert_eq!(virtio("virtio-balloon,deflate-on-oom=on").kind, VirtioKind::Balloon(options));
         let Ok(DeviceSpec::VirtioPort(port)) =
@@ -323,11 +262,8 @@ mod tests {
     #[test]
     fn mistakes_name_what_is_right() {
         for (text, expected) in [
-            ("virtio-blk-pci", "lacks drive"),
-            ("virtio-blk,drive=d,queue-size=100", "a power of two"),
-            ("virtio-blk,drive=d,serial=012345678901234567890", "at most 20"),
-            ("virtio-blk-device,drive=d,addr=3", "has no property 'addr'"),
-            ("virtio-bkl-pci,drive=d", "did you mean 'virtio-blk-pci'?"),
+            ("virtio-rng-device,addr=3", "has no property 'addr'"),
+            ("virtio-rgn-pci", "did you mean 'virtio-rng-pci'?"),
             ("virtconsole", "lacks chardev"),
             ("virtconsole,chardev=c,bus=s", "ID.0"),
             ("virtio-serial,max_ports=32", "from 1 to 31"),

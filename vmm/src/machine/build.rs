@@ -12,7 +12,6 @@ use board::system::A20Gate;
 use board::{
     Accel, Attach, Bus, Device, GuestRam, IrqLine, LoopHandle, Region, Slot, SystemControl, Width,
 };
-use devices::block::Disks;
 use devices::chardev::{BackendKind, CharPort, Chardev, Chardevs, Host, HotKey};
 use devices::chip::acpi_pm::{self, AcpiPm};
 use devices::chip::debug_exit::DebugExit;
@@ -246,7 +245,6 @@ impl Board<'_> {
         &mut self,
         spec: &DeviceSpec,
         chardevs: &Chardevs,
-        disks: &Disks,
         config: &Config,
         pci: Option<&mut Pci>,
     ) -> Result<Option<SerialPort>, Error> {
@@ -276,7 +274,7 @@ impl Board<'_> {
                     .plug_serial(format!("serial-{chardev}"), *iobase, *irq, port)
                     .map(Some);
             }
-            DeviceSpec::Virtio(spec) => self.plug_virtio(spec, config, pci, chardevs, disks)?,
+            DeviceSpec::Virtio(spec) => self.plug_virtio(spec, config, pci, chardevs)?,
             // It is made with its virtio-serial.
             DeviceSpec::VirtioPort(port) => virtio::check_port(port, &config.devices)?,
             DeviceSpec::Pvpanic { ioport } => {
@@ -491,15 +489,8 @@ impl Machine {
         if config.machine == MachineKind::Pc {
             board.plug_fw_cfg(&config, &ram)?;
         }
-        let disks = Disks::new(Arc::new(|_| ()), Arc::new(report::note));
         for spec in &config.devices {
-            serial_ports.extend(board.plug_device(
-                spec,
-                &chardevs,
-                &disks,
-                &config,
-                pci.as_mut(),
-            )?);
+            serial_ports.extend(board.plug_device(spec, &chardevs, &config, pci.as_mut())?);
         }
 
         let chip = irqchip.clone().map(|chip| Arc::new(IrqchipPort(chip)));
@@ -527,7 +518,6 @@ impl Machine {
             irqchip,
             pci,
             virtio,
-            disks,
             requests,
             power_button: Some(power_button),
             chardevs,

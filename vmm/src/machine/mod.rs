@@ -18,7 +18,6 @@ use board::device::{Notifier, Paused};
 use board::memory::MemoryMap;
 use board::vcpu::{Cpuid, MpState};
 use board::{Accel, Bus, Clock, LoopHandle, Slot, SystemRequest, VcpuState};
-use devices::block::Disks;
 use devices::chardev::Chardevs;
 use devices::chip::irqchip::Irqchip;
 use monitor::state::RunState;
@@ -69,7 +68,6 @@ pub struct Machine {
     irqchip: Option<Arc<Irqchip>>,
     pci: Option<pci::Pci>,
     virtio: VirtioDevices,
-    disks: Disks,
     requests: Arc<Requests>,
     power_button: Option<Notifier>,
     chardevs: Chardevs,
@@ -386,9 +384,7 @@ impl Machine {
                 let backends = virtio::Backends {
                     ram: self.map.ram(),
                     chardevs: &self.chardevs,
-                    disks: &self.disks,
                     devices: &[],
-                    cpus: self.config.topology.cpus,
                     requests: &self.requests,
                 };
                 let slot = self.virtio.plug_pci(&spec, pci, &backends)?;

@@ -4,11 +4,9 @@ use std::fmt::Write;
 use std::sync::Arc;
 
 use board::{Attach, GuestRam, Slot, Width};
-use devices::block::Disks;
 use devices::chardev::Chardevs;
 use devices::virtio::VirtioDevice;
 use devices::virtio::balloon::Balloon;
-use devices::virtio::blk::{Blk, BlkOptions};
 use devices::virtio::console::{Console, MAX_PORTS, PortSpec};
 use devices::virtio::mmio::{MmioParts, VirtioMmio};
 use devices::virtio::pci::{PciParts, VirtioPci};
@@ -77,36 +75,20 @@ pub(super) struct Backends<'a> {
     pub(super) ram: &'a GuestRam,
     /// For terminals and ports.
     pub(super) chardevs: &'a Chardevs,
-    /// For disks.
-    pub(super) disks: &'a Disks,
     /// All devices that were asked for, among them the ports of a `virtio-serial`.
     pub(super) devices: &'a [DeviceSpec],
-    /// vCPUs.
-    pub(super) cpus: u32,
     /// Where events go that QMP's clients hear of.
     pub(super) requests: &'a Arc<Requests>,
 }
 
-/// The most request queues that a disk has without being asked.
-const MAX_AUTO_QUEUES: u32 = 16;
-
 /// The device apart from its transport.
 fn make(
     spec: &VirtioSpec,
-    name: &str,
-    on_pci: bool,
     backends: &Backends<'_>,
     attach: &Attach,
 ) -> Result<Box<dyn VirtioDevice>, Error> {
     Ok(match &spec.kind {
         VirtioKind::Rng => Box::new(Rng::new(Box::new(HostEntropy))),
-        VirtioKind::Block { drive, serial, queues, queue_size } => {
-            let auto = if on_pci { backends.cpus.min(MAX_AUTO_QUEUES) as u16 } else { 1 };
-            let queues = queues.unwrap_or(auto);
-            let options = BlkOptions { queues, queue_size: *queue_size, serial: serial.clone() };
-            let disk = backends.disks.find(drive)?;
-            Box::new(Blk::new(&disk, backends.ram, name, options, attach)?)
-        }
         VirtioKind::Serial { max_ports } => {
             let ports = ports(spec, backends)?;
             let needed = ports.iter().map(|port| port.number + 1).max().unwrap_or(1);
@@ -197,8 +179,8 @@ impl VirtioDevices {
     ) -> Result<Arc<Slot>, Error> {
         let name = self.name(spec);
         let slot = pci.plug_card(spec.id.as_deref(), spec.addr, |lines, parts| {
-            Slot::try_plug(name.as_str(), &parts.events, |attach| {
-                let device = make(spec, &name, true, backends, attach)?;
+            Slot::try_plug(name, &parts.events, |attach| {
+                let device = make(spec, backends, attach)?;
                 let ram = parts.ram.clone();
                 let parts = PciParts { ram, lines, options: spec.options, vectors: spec.vectors };
                 VirtioPci::new(device, parts, attach).map_err(Error::host("make a virtio device"))
@@ -242,17 +224,10 @@ impl Board<'_> {
         config: &Config,
         pci: Option<&mut Pci>,
         chardevs: &Chardevs,
-        disks: &Disks,
     ) -> Result<(), Error> {
         let (ram, requests) = (self.ram.clone(), self.requests.clone());
-        let backends = Backends {
-            ram: &ram,
-            chardevs,
-            disks,
-            devices: &config.devices,
-            cpus: config.topology.cpus,
-            requests: &requests,
-        };
+        let backends =
+            Backends { ram: &ram, chardevs, devices: &config.devices, requests: &requests };
         let on_mmio = config.machine == MachineKind::Microvm;
         match spec.transport {
             Transport::Mmio if !on_mmio => Err(Error::Unsupported(format!(
@@ -296,9 +271,8 @@ impl Board<'_> {
             doorbells: Some(self.doorbells.clone()),
             options: spec.options,
         };
-        let name = self.virtio.name(spec);
-        let slot = Slot::try_plug(name.as_str(), self.events, |attach| {
-            let device = make(spec, &name, false, backends, attach)?;
+        let slot = Slot::try_plug(self.virtio.name(spec), self.events, |attach| {
+            let device = make(spec, backends, attach)?;
             VirtioMmio::new(device, parts, attach).map_err(Error::host("make a virtio device"))
         })?;
         self.slots.push(slot.clone());
