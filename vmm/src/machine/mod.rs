@@ -125,6 +125,11 @@ impl Machine {
         &self.map
     }
 
+    /// The VM clock.
+    pub fn clock(&self) -> &Clock {
+        &self.clock
+    }
+
     /// The vCPUs.
     pub fn vcpus(&self) -> &Vcpus {
         &self.vcpus
@@ -385,6 +390,7 @@ impl Machine {
                     ram: self.map.ram(),
                     chardevs: &self.chardevs,
                     devices: &[],
+                    seed: self.config.seed,
                     requests: &self.requests,
                 };
                 let slot = self.virtio.plug_pci(&spec, pci, &backends)?;

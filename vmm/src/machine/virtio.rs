@@ -3,14 +3,14 @@
 use std::fmt::Write;
 use std::sync::Arc;
 
-use board::{Attach, GuestRam, Slot, Width};
+use board::{Attach, Entropy, GuestRam, Slot, Width};
 use devices::chardev::Chardevs;
 use devices::virtio::VirtioDevice;
 use devices::virtio::balloon::Balloon;
 use devices::virtio::console::{Console, MAX_PORTS, PortSpec};
 use devices::virtio::mmio::{MmioParts, VirtioMmio};
 use devices::virtio::pci::{PciParts, VirtioPci};
-use devices::virtio::rng::{HostEntropy, Rng};
+use devices::virtio::rng::Rng;
 
 use monitor::Event;
 
@@ -77,6 +77,8 @@ pub(super) struct Backends<'a> {
     pub(super) chardevs: &'a Chardevs,
     /// All devices that were asked for, among them the ports of a `virtio-serial`.
     pub(super) devices: &'a [DeviceSpec],
+    /// `--seed`.
+    pub(super) seed: Option<u64>,
     /// Where events go that QMP's clients hear of.
     pub(super) requests: &'a Arc<Requests>,
 }
@@ -86,9 +88,10 @@ fn make(
     spec: &VirtioSpec,
     backends: &Backends<'_>,
     attach: &Attach,
+    name: &str,
 ) -> Result<Box<dyn VirtioDevice>, Error> {
     Ok(match &spec.kind {
-        VirtioKind::Rng => Box::new(Rng::new(Box::new(HostEntropy))),
+        VirtioKind::Rng => Box::new(Rng::new(Entropy::new(backends.seed, name))),
         VirtioKind::Serial { max_ports } => {
             let ports = ports(spec, backends)?;
             let needed = ports.iter().map(|port| port.number + 1).max().unwrap_or(1);
@@ -179,8 +182,8 @@ impl VirtioDevices {
     ) -> Result<Arc<Slot>, Error> {
         let name = self.name(spec);
         let slot = pci.plug_card(spec.id.as_deref(), spec.addr, |lines, parts| {
-            Slot::try_plug(name, &parts.events, |attach| {
-                let device = make(spec, backends, attach)?;
+            Slot::try_plug(name.as_str(), &parts.events, |attach| {
+                let device = make(spec, backends, attach, &name)?;
                 let ram = parts.ram.clone();
                 let parts = PciParts { ram, lines, options: spec.options, vectors: spec.vectors };
                 VirtioPci::new(device, parts, attach).map_err(Error::host("make a virtio device"))
@@ -226,8 +229,13 @@ impl Board<'_> {
         chardevs: &Chardevs,
     ) -> Result<(), Error> {
         let (ram, requests) = (self.ram.clone(), self.requests.clone());
-        let backends =
-            Backends { ram: &ram, chardevs, devices: &config.devices, requests: &requests };
+        let backends = Backends {
+            ram: &ram,
+            chardevs,
+            devices: &config.devices,
+            seed: config.seed,
+            requests: &requests,
+        };
         let on_mmio = config.machine == MachineKind::Microvm;
         match spec.transport {
             Transport::Mmio if !on_mmio => Err(Error::Unsupported(format!(
@@ -271,8 +279,9 @@ impl Board<'_> {
             doorbells: Some(self.doorbells.clone()),
             options: spec.options,
         };
-        let slot = Slot::try_plug(self.virtio.name(spec), self.events, |attach| {
-            let device = make(spec, backends, attach)?;
+        let name = self.virtio.name(spec);
+        let slot = Slot::try_plug(name.as_str(), self.events, |attach| {
+            let device = make(spec, backends, attach, &name)?;
             VirtioMmio::new(device, parts, attach).map_err(Error::host("make a virtio device"))
         })?;
         self.slots.push(slot.clone());
