@@ -105,7 +105,7 @@ const PORT_PROPS: &[(&str, &str)] = &[
 pub(super) const TYPES: &[DeviceType] = &[
     DeviceType {
         name: "virtio-balloon",
-        help: "takes memory from the guest and gives it back, on PCI or MMIO as the machine has it",
+        help: "takes memory from the guest and gives it back, on PCI or MMIO",
         props: BALLOON_PCI,
         parse: |props| device(props, "virtio-balloon", Transport::Machine, balloon),
     },
@@ -123,7 +123,7 @@ pub(super) const TYPES: &[DeviceType] = &[
     },
     DeviceType {
         name: "virtio-rng",
-        help: "random numbers from the host, on PCI or MMIO as the machine has it",
+        help: "random numbers from the host, on PCI or MMIO",
         props: ON_PCI,
         parse: |props| device(props, "virtio-rng", Transport::Machine, rng),
     },
@@ -141,7 +141,7 @@ pub(super) const TYPES: &[DeviceType] = &[
     },
     DeviceType {
         name: "virtio-serial",
-        help: "terminals and ports (virtconsole, virtserialport), on PCI or MMIO as the machine has it",
+        help: "what virtconsole and virtserialport are part of",
         props: SERIAL_PCI,
         parse: |props| device(props, "virtio-serial", Transport::Machine, serial),
     },
