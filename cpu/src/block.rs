@@ -146,6 +146,15 @@ impl Blocks {
         }
     }
 
+    /// Forgets all blocks, as [`Self::clear`] does, once the TLB's epoch is another one: what is in
+    /// the jump cache is of no use then. None may be in execution.
+    pub(crate) fn forget(&mut self) {
+        self.by_phys.clear();
+        self.by_page.clear();
+        self.dropped.clear();
+        self.bytes = 0;
+    }
+
     /// Forgets all blocks. None may be in execution.
     pub(crate) fn clear(&mut self) {
         *self = Self::new();

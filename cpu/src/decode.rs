@@ -56,15 +56,15 @@ impl Cpu {
                 let rest = &bytes[at..at + MAX_LENGTH];
                 let mut decoder = Decoder::with_ip(bitness, rest, at as u64, DecoderOptions::NONE);
                 decoder.decode_out(&mut instr);
-                self.add(&mut builder, &instr, decoder.last_error(), at);
+                self.add(&mut builder, &instr, decoder.last_error(), at, single);
                 at += instr.len().max(1);
                 break;
             }
-            ended = self.add(&mut builder, &instr, decoder.last_error(), at);
+            ended = self.add(&mut builder, &instr, decoder.last_error(), at, single);
             at += instr.len().max(1);
         }
         // A link would skip the look at what makes any other block special.
-        let linkable = !single && second.is_none();
+        let linkable = !single && second.is_none() && self.assist.is_none();
         Ok(builder.finish(off, at, second, linkable))
     }
 
@@ -75,9 +75,21 @@ impl Cpu {
         instr: &Instruction,
         error: DecoderError,
         at: usize,
+        single: bool,
     ) -> bool {
         builder.count += 1;
         let known = error == DecoderError::None && self.features.offers(instr);
+        if known && let Some(guard) = crate::assist::guard(self, instr, single) {
+            builder.ends = true;
+            builder.ops.push(Op {
+                imm: builder.slow.len() as u64,
+                len: instr.len() as u8,
+                off: at as u16,
+                ..ops::op(ops::slow_end)
+            });
+            builder.slow.push((guard, *instr));
+            return true;
+        }
         if known
             && self.bits == Bits::B64
             && let Some(op) = ops::specialise(instr)

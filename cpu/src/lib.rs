@@ -23,6 +23,7 @@ compile_error!("the software CPU runs vector and x87 instructions on the host: x
 
 mod accel;
 mod arch;
+pub mod assist;
 mod block;
 mod count;
 mod cpu;

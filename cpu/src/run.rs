@@ -63,7 +63,7 @@ impl Cpu {
 
     /// Executes one block, which `find_block` or a link has named.
     #[inline(always)]
-    fn run_block(&mut self, block: *const Block) -> *const Block {
+    pub(crate) fn run_block(&mut self, block: *const Block) -> *const Block {
         self.block = block;
         // SAFETY: blocks live until `Blocks::clear`, which only `find_block` and `advance` call,
         // between blocks. A block has at least one op, and is the current one.
@@ -149,9 +149,9 @@ impl Cpu {
     }
 
     /// Delivers the exception that ended the last block, if one did.
-    fn settle_stop(&mut self) -> Option<Exit> {
+    pub(crate) fn settle_stop(&mut self) -> Option<Exit> {
         match self.stop.take()? {
-            Why::Again => None,
+            Why::Again | Why::Leave(_) => None,
             Why::Shutdown => Some(Exit::Shutdown),
             Why::Exception(exception) => {
                 self.icount += 1;
@@ -283,7 +283,7 @@ impl Cpu {
     }
 
     /// Executes a single instruction, with all that debugging asks for.
-    fn step(&mut self) {
+    pub(crate) fn step(&mut self) {
         let tf = self.flags.rest & bit::TF != 0;
         let resume = self.flags.rest & bit::RF != 0;
         // What came before has been held off by MOV SS at most until now.
@@ -304,7 +304,7 @@ impl Cpu {
         debug_assert!(null.is_null(), "single-instruction blocks have no links");
         self.link = None;
         match self.stop {
-            Some(Why::Exception(_)) => {
+            Some(Why::Exception(_) | Why::Leave(_)) => {
                 // The exception's frame shows RF as the instruction found it.
                 return;
             }

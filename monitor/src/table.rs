@@ -117,14 +117,19 @@ impl Arg {
         Self::new(name, ArgKind::Text, Complete::File)
     }
 
-    /// A word.
+    /// A command's name, which may have several words.
+    pub const fn command(name: &'static str) -> Self {
+        Self::new(name, ArgKind::Rest, Complete::Command)
+    }
+
+    /// One word.
     pub const fn text(name: &'static str) -> Self {
         Self::new(name, ArgKind::Text, Complete::Nothing)
     }
 
-    /// A command's name, which may have several words.
-    pub const fn command(name: &'static str) -> Self {
-        Self::new(name, ArgKind::Rest, Complete::Command)
+    /// The rest of the line.
+    pub const fn rest(name: &'static str) -> Self {
+        Self::new(name, ArgKind::Rest, Complete::Nothing)
     }
 
     /// An option of one letter.
@@ -171,6 +176,7 @@ pub fn commands() -> impl Iterator<Item = &'static Command> {
         topics::help::COMMANDS,
         topics::run::COMMANDS,
         topics::info::COMMANDS,
+        topics::device::COMMANDS,
         topics::memory::COMMANDS,
         topics::io::COMMANDS,
         topics::virtio::COMMANDS,

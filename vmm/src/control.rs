@@ -6,8 +6,8 @@ use std::io::{self, Write};
 use board::Bus;
 use board::memory::MemoryMap;
 use monitor::state::{
-    AddressSpace, Chardev, Cpu, Icount, IoApic, IrqStats, Kvm, LocalApic, MemoryRegion, MemoryTree,
-    Pic, RegionKind, Registers, RunState, Version,
+    AddressSpace, Assists, Chardev, Cpu, Icount, IoApic, IrqStats, Kvm, LocalApic, MemoryRegion,
+    MemoryTree, PciBus, Pic, RegionKind, Registers, RunState, Version,
 };
 use monitor::virtio::{Balloon, VirtioInfo, VirtioQueue, VirtioStatus};
 use monitor::{Cause, CommandError, Control};
@@ -35,7 +35,14 @@ impl Control for Machine {
     }
 
     fn kvm(&self) -> Kvm {
-        Kvm { enabled: self.accel().name() == "kvm", present: cfg!(feature = "kvm") }
+        let assists = self.accel().assists().map(|a| Assists {
+            failures: a.failures,
+            system_calls: a.system_calls,
+            exceptions: a.exceptions,
+            instructions: a.instructions,
+        });
+        let enabled = self.accel().name() == "kvm";
+        Kvm { enabled, present: cfg!(feature = "kvm"), assists }
     }
 
     fn icount(&mut self) -> Option<Icount> {
@@ -216,6 +223,18 @@ impl Control for Machine {
 
     fn set_balloon(&mut self, bytes: u64) -> Result<(), CommandError> {
         Machine::set_balloon(self, bytes)
+    }
+
+    fn pci(&mut self) -> Vec<PciBus> {
+        self.pci_buses()
+    }
+
+    fn device_add(&mut self, text: &str) -> Result<(), CommandError> {
+        Machine::device_add(self, text).map_err(refused)
+    }
+
+    fn device_del(&mut self, id: &str) -> Result<(), CommandError> {
+        Machine::device_del(self, id)
     }
 
     fn create_file(&mut self, path: &str) -> io::Result<Box<dyn Write>> {

@@ -1,7 +1,7 @@
 //! Where interrupt pins lead: four PCI interrupts, shared by all functions.
 //!
-//! Pin INTA# of device `d` is PCI interrupt `d % 4`, INTB# the next one, and so on, so that devices
-//! spread over all four. PCI interrupt `n` is GSI 16 + `n` at the I/O APIC. Besides, the PIIX3 can
+//! Pin INTA# of device `d` is PCI interrupt `(d - 1) % 4`, INTB# the next one, and so on, so that
+//! devices spread over all four; firmware for this chipset counts on it. PCI interrupt `n` is GSI 16 + `n` at the I/O APIC. Besides, the PIIX3 can
 //! lead it to an ISA interrupt (82371SB data sheet, 2.2.11, PIRQRCx), for systems that use the
 //! 8259As.
 
@@ -54,7 +54,12 @@ pub struct Router {
 
 /// The PCI interrupt of a pin.
 pub fn pirq(device: u8, pin: Pin) -> usize {
-    (usize::from(device) + pin as usize - 1) % PIRQS
+    interrupt(device, pin as usize - 1)
+}
+
+/// The same with the pin counted from 0.
+fn interrupt(device: u8, pin: usize) -> usize {
+    (usize::from(device) + pin + PIRQS - 1) % PIRQS
 }
 
 impl Router {
@@ -141,11 +146,98 @@ impl RouterV1 {
 impl IrqSink for Router {
     fn set_irq(&self, pin: u32, level: bool) {
         let devfn = Devfn::from_byte((pin >> 2) as u8);
-        let index = (usize::from(devfn.device()) + (pin & 3) as usize) % PIRQS;
+        let index = interrupt(devfn.device(), (pin & 3) as usize);
         self.change(|saved| {
             let (word, bit) = place(devfn);
             let functions = &mut saved.asserted[index][word];
             *functions = if level { *functions | bit } else { *functions & !bit };
         });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use board::irq::IrqProbe;
+
+    use super::super::super::chip::testing::Random;
+    use super::*;
+
+    fn router() -> (Arc<Router>, Vec<Arc<IrqProbe>>, Vec<Arc<IrqProbe>>) {
+        let (mut gsis, mut isa) = (Vec::new(), Vec::new());
+        let line = |probes: &mut Vec<_>| {
+            let (line, probe) = IrqLine::probe();
+            probes.push(probe);
+            line
+        };
+        let outputs = Outputs {
+            gsis: [0; PIRQS].map(|_| line(&mut gsis)),
+            isa: (0..16).map(|_| line(&mut isa)).collect(),
+        };
+        (Router::new(outputs), gsis, isa)
+    }
+
+    fn high(probes: &[Arc<IrqProbe>]) -> Vec<usize> {
+        let levels = probes.iter().enumerate();
+        levels.filter(|(_, probe)| probe.level()).map(|(index, _)| index).collect()
+    }
+
+    #[test]
+    fn pins_of_neighbours_are_different_interrupts() {
+        assert_eq!([2, 3, 4, 5].map(|device| pirq(device, Pin::A)), [1, 2, 3, 0]);
+        assert_eq!([Pin::A, Pin::B, Pin::C, Pin::D].map(|pin| pirq(3, pin)), [2, 3, 0, 1]);
+    }
+
+    #[test]
+    fn an_interrupt_is_high_while_any_function_asserts_it() {
+        let (router, gsis, isa) = router();
+        let one = router.line(Devfn::new(3, 0), Pin::A);
+        let other = router.line(Devfn::new(31, 7), Pin::A);
+        one.set(true);
+        other.set(true);
+        assert_eq!((high(&gsis), high(&isa)), (vec![2], vec![]));
+        one.set(false);
+        assert_eq!(high(&gsis), [2]);
+        router.release(Devfn::new(31, 7));
+        assert_eq!(high(&gsis), [0; 0]);
+    }
+
+    #[test]
+    fn pirqrc_leads_to_an_isa_interrupt() {
+        let (router, gsis, isa) = router();
+        router.line(Devfn::new(5, 0), Pin::A).set(true);
+        router.line(Devfn::new(6, 0), Pin::A).set(true);
+        assert_eq!((high(&gsis), router.route(0)), (vec![0, 1], 0x80));
+        router.set_route(0, 0x7B);
+        router.set_route(1, 11);
+        assert_eq!((high(&isa), router.route(0)), (vec![11], 0x0B));
+        router.line(Devfn::new(5, 0), Pin::A).set(false);
+        assert_eq!(high(&isa), [11], "it is shared");
+        router.set_route(1, 2);
+        assert_eq!(high(&isa), [0; 0], "reserved");
+        router.set_route(1, 5);
+        assert_eq!(high(&isa), [5]);
+        router.reset();
+        assert_eq!((high(&isa), high(&gsis)), (vec![], vec![1]));
+    }
+
+    #[test]
+    fn the_outputs_follow_from_the_state_and_a_restore_drives_nothing() {
+        let (router, gsis, isa) = router();
+        let mut random = Random::new(3);
+        for _ in 0..5_000 {
+            let pin = [Pin::A, Pin::B, Pin::C, Pin::D][random.below(4) as usize];
+            match random.below(8) {
+                0 => router.set_route(random.below(4) as usize, random.byte()),
+                1 => router.release(Devfn::from_byte(random.byte())),
+                _ => router.line(Devfn::from_byte(random.byte()), pin).set(random.below(2) == 0),
+            }
+            let (levels, isa_levels) = router.save().levels();
+            assert_eq!(high(&gsis), (0..4).filter(|i| levels[*i]).collect::<Vec<_>>());
+            assert!(high(&isa).iter().all(|irq| isa_levels >> irq & 1 != 0));
+        }
+        let (copy, gsis, _) = self::router();
+        router.line(Devfn::new(2, 0), Pin::A).set(true);
+        copy.restore(router.save());
+        assert_eq!((high(&gsis), copy.save()), (vec![], router.save()));
     }
 }
