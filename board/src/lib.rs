@@ -24,7 +24,7 @@ pub use accel::{Accel, AccelError, CpuIo, Exit, Kicker, Vcpu};
 pub use bus::{Bus, Width};
 pub use device::{Attach, Device, Paused, Region, Slot, Tag};
 pub use entropy::Entropy;
-pub use event::{Brake, EventLoop, EventTarget, LoopHandle, Readiness, Timer, Watch};
+pub use event::{Bell, Brake, EventLoop, EventTarget, LoopHandle, Readiness, Timer, Watch};
 pub use irq::{IrqLine, IrqSink, Msi, MsiSink};
 pub use lapic::{ApicEvent, LocalApic};
 pub use memory::GuestRam;

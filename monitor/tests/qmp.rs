@@ -368,6 +368,9 @@ fn replies_are_of_the_types_that_the_schema_names() {
         }
         let arguments = match form.name {
             "memsave" | "pmemsave" => json!({ "val": 0, "size": 1, "filename": "f" }),
+            "balloon" => json!({ "value": 1 }),
+            "x-query-virtio-status" => json!({ "path": common::VIRTIO }),
+            "x-query-virtio-queue-status" => json!({ "path": common::VIRTIO, "queue": 0 }),
             "device_add" => json!({ "driver": "d" }),
             "device_del" => json!({ "id": "d" }),
             "human-monitor-command" => json!({ "command-line": "info status" }),

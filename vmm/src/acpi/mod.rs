@@ -47,6 +47,17 @@ pub struct Platform<'a> {
     pub acpi: bool,
     /// The addresses for PCI, if there is a PCI bus.
     pub pci: Option<Apertures>,
+    /// The virtio devices on MMIO.
+    pub virtio_mmio: &'a [VirtioMmioPlace],
+}
+
+/// A virtio device on MMIO.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct VirtioMmioPlace {
+    /// The address of its registers.
+    pub base: u64,
+    /// Its interrupt, edge-triggered.
+    pub gsi: u8,
 }
 
 /// A 16550A on the ISA bus.

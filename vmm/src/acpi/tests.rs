@@ -10,7 +10,14 @@ impl Guest {
     fn with_cpus(apic_ids: &[u32]) -> Self {
         let ram = GuestRam::new(4 << 20).unwrap();
         let rsdp = install(
-            &Platform { apic_ids, serial: &[COM1, COM2], legacy: true, acpi: true, pci: None },
+            &Platform {
+                apic_ids,
+                serial: &[COM1, COM2],
+                legacy: true,
+                acpi: true,
+                pci: None,
+                virtio_mmio: &[],
+            },
             &ram,
         )
         .unwrap()
@@ -127,7 +134,14 @@ fn too_many_cpus_are_an_error_that_names_the_option() {
     let ids: Vec<u32> = (0..10_000).collect();
     let ram = GuestRam::new(4 << 20).unwrap();
     let error = install(
-        &Platform { apic_ids: &ids, serial: &[], legacy: true, acpi: true, pci: None },
+        &Platform {
+            apic_ids: &ids,
+            serial: &[],
+            legacy: true,
+            acpi: true,
+            pci: None,
+            virtio_mmio: &[],
+        },
         &ram,
     )
     .unwrap_err()
@@ -136,7 +150,14 @@ fn too_many_cpus_are_an_error_that_names_the_option() {
     let ids = &ids[..3000];
     assert!(
         install(
-            &Platform { apic_ids: ids, serial: &[], legacy: true, acpi: true, pci: None },
+            &Platform {
+                apic_ids: ids,
+                serial: &[],
+                legacy: true,
+                acpi: true,
+                pci: None,
+                virtio_mmio: &[]
+            },
             &ram
         )
         .is_ok()
@@ -191,7 +212,8 @@ const APERTURES: Apertures = Apertures {
 fn pci_has_its_tables() {
     let ram = GuestRam::new(4 << 20).unwrap();
     let pci = Some(APERTURES);
-    let platform = Platform { apic_ids: &[0], serial: &[], legacy: true, acpi: true, pci };
+    let platform =
+        Platform { apic_ids: &[0], serial: &[], legacy: true, acpi: true, pci, virtio_mmio: &[] };
     install(&platform, &ram).unwrap();
     let guest = Guest(ram);
     let tables = guest.tables();
@@ -214,8 +236,14 @@ fn pci_has_its_tables() {
 
 #[test]
 fn the_mp_table_has_the_pins_of_pci() {
-    let platform =
-        Platform { apic_ids: &[0], serial: &[], legacy: true, acpi: false, pci: Some(APERTURES) };
+    let platform = Platform {
+        apic_ids: &[0],
+        serial: &[],
+        legacy: true,
+        acpi: false,
+        pci: Some(APERTURES),
+        virtio_mmio: &[],
+    };
     let table = mp_table::configuration(&platform);
     assert_eq!(sum(&table), 0);
     let has = |bytes: &[u8]| table.windows(bytes.len()).any(|window| window == bytes);

@@ -7,6 +7,7 @@ use crate::suggest::nearest;
 use super::ConfigError;
 use super::help::rows;
 use super::props::{Props, parse_size};
+use super::virtio::{self, VirtioPortSpec, VirtioSpec};
 
 /// A device to add.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -41,6 +42,10 @@ pub enum DeviceSpec {
         /// The port.
         ioport: u16,
     },
+    /// `virtio-...`.
+    Virtio(VirtioSpec),
+    /// `virtconsole`, `virtserialport`.
+    VirtioPort(VirtioPortSpec),
     /// A device on the PCI bus.
     Pci(PciSpec),
 }
@@ -76,15 +81,16 @@ impl PciKind {
 }
 
 /// A row of the table: a type that `--device` knows.
-struct DeviceType {
-    name: &'static str,
-    help: &'static str,
+pub(super) struct DeviceType {
+    pub(super) name: &'static str,
+    pub(super) help: &'static str,
     /// Properties with their values, and how they are explained.
-    props: &'static [(&'static str, &'static str)],
-    parse: fn(&mut Props) -> Result<DeviceSpec, ConfigError>,
+    pub(super) props: &'static [(&'static str, &'static str)],
+    pub(super) parse: fn(&mut Props) -> Result<DeviceSpec, ConfigError>,
 }
 
-const ADDR: (&str, &str) = ("addr=SLOT[.FN]", "its place on the bus, in hexadecimal (a free slot)");
+pub(super) const ADDR: (&str, &str) =
+    ("addr=SLOT[.FN]", "its place on the bus, in hexadecimal (a free slot)");
 
 const CHARDEV: (&str, &str) = ("chardev=ID", "the backend that --chardev makes (needed)");
 
@@ -161,6 +167,11 @@ const TYPES: &[DeviceType] = &[
 
 /// A device on the PCI bus, with the properties that all of them have.
 fn pci(props: &mut Props, kind: PciKind) -> Result<DeviceSpec, ConfigError> {
+    Ok(DeviceSpec::Pci(PciSpec { id: None, addr: take_addr(props)?, kind }))
+}
+
+/// A place on the PCI bus.
+pub(super) fn take_addr(props: &mut Props) -> Result<Option<Devfn>, ConfigError> {
     // There is one bus.
     if let Some(bus) = props.take("bus")
         && bus != "pci.0"
@@ -173,7 +184,7 @@ fn pci(props: &mut Props, kind: PciKind) -> Result<DeviceSpec, ConfigError> {
             props.bad("addr", &text, "SLOT or SLOT.FUNCTION, up to 1f.7 in hexadecimal")
         })
     });
-    Ok(DeviceSpec::Pci(PciSpec { id: None, addr: addr.transpose()?, kind }))
+    addr.transpose()
 }
 
 /// Reads `SLOT` or `SLOT.FUNCTION`, in hexadecimal with or without 0x.
@@ -199,8 +210,10 @@ impl DeviceSpec {
         // `id` names the device for the monitor.
         let id = props.take("id");
         let mut spec = (kind.parse)(&mut props)?;
-        if let Self::Pci(spec) = &mut spec {
-            spec.id = id;
+        match &mut spec {
+            Self::Pci(spec) => spec.id = id,
+            Self::Virtio(spec) => spec.id = id,
+            _ => {}
         }
         props.finish()?;
         Ok(spec)
@@ -208,7 +221,7 @@ impl DeviceSpec {
 
     /// What `--device help` prints.
     pub fn help() -> String {
-        rows(TYPES.iter().map(|t| (t.name, t.help)))
+        rows(DeviceType::all().map(|t| (t.name, t.help)))
     }
 
     /// What `--device TYPE,help` prints.
@@ -222,9 +235,13 @@ impl DeviceSpec {
 }
 
 impl DeviceType {
+    fn all() -> impl Iterator<Item = &'static Self> {
+        TYPES.iter().chain(virtio::TYPES)
+    }
+
     fn find(name: String) -> Result<&'static Self, ConfigError> {
-        TYPES.iter().find(|t| t.name == name).ok_or_else(|| {
-            let names = || TYPES.iter().map(|t| t.name);
+        Self::all().find(|t| t.name == name).ok_or_else(|| {
+            let names = || Self::all().map(|t| t.name);
             ConfigError::UnknownName {
                 option: "--device",
                 near: nearest(&name, names()).map(str::to_owned),
@@ -254,7 +271,7 @@ mod tests {
 
     #[test]
     fn every_property_that_help_names_is_known() {
-        for t in TYPES {
+        for t in DeviceType::all() {
             let mut props = Props::with_head("--device", "x,chardev=c").1;
             (t.parse)(&mut props).unwrap();
             for (prop, _) in t.props {

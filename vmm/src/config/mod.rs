@@ -6,6 +6,7 @@ mod help;
 mod icount;
 pub mod props;
 mod rtc;
+mod virtio;
 
 use std::path::PathBuf;
 
@@ -22,6 +23,7 @@ pub use error::ConfigError;
 pub use help::help;
 pub use icount::Icount;
 pub use rtc::RtcConfig;
+pub use virtio::{Transport, VirtioKind, VirtioPortSpec, VirtioSpec};
 
 use props::{Props, parse_size};
 

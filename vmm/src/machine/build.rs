@@ -4,7 +4,7 @@ use std::fs::File;
 use std::path::Path;
 use std::sync::Arc;
 
-use board::accel::{ApicBus, Irqchip as Chips};
+use board::accel::{ApicBus, Doorbells, Irqchip as Chips};
 use board::device::Notifier;
 use board::irq::{IrqSink, SharedLine};
 use board::memory::MemoryMap;
@@ -28,13 +28,14 @@ use monitor::state::RunState;
 
 use crate::acpi::SerialPort;
 use crate::boot::{Firmware, e820};
-use crate::config::{Config, DeviceSpec, MachineKind, PciSpec};
+use crate::config::{Config, DeviceSpec, MachineKind};
 use crate::doorbell::DoorbellTable;
 use crate::log::Log;
 use crate::vcpu::{EoiSink, IntrSource, VcpuEvent, Vcpus, Wiring};
 use crate::{Error, accel, report};
 
-use super::pci::{Pci, Surroundings};
+use super::pci::{Bells, Pci, Surroundings};
+use super::virtio::{self, VirtioDevices};
 use super::{Machine, Payload, Request, Requests};
 
 const IO_APIC: u64 = 0xFEC0_0000;
@@ -85,12 +86,15 @@ impl EoiSink for IrqchipPort {
 /// What plugging in a chip takes.
 pub(super) struct Board<'a> {
     pub(super) events: &'a LoopHandle,
+    pub(super) ram: GuestRam,
     pub(super) pio: Arc<Bus>,
     pub(super) mmio: Arc<Bus>,
-    slots: Vec<Arc<Slot>>,
+    pub(super) slots: Vec<Arc<Slot>>,
+    pub(super) virtio: VirtioDevices,
+    pub(super) doorbells: Arc<dyn Doorbells>,
     /// ISA interrupts and other GSIs by number.
     pub(super) lines: Vec<Arc<SharedLine>>,
-    requests: Arc<Requests>,
+    pub(super) requests: Arc<Requests>,
 }
 
 impl Board<'_> {
@@ -108,7 +112,7 @@ impl Board<'_> {
         Ok(self.pio.map(first..=first + count - 1, slot, region, Width::Byte)?)
     }
 
-    fn irq(&self, gsi: u32) -> IrqLine {
+    pub(super) fn irq(&self, gsi: u32) -> IrqLine {
         self.lines[gsi as usize].share()
     }
 
@@ -241,6 +245,7 @@ impl Board<'_> {
         &mut self,
         spec: &DeviceSpec,
         chardevs: &Chardevs,
+        config: &Config,
         pci: Option<&mut Pci>,
     ) -> Result<Option<SerialPort>, Error> {
         let backend = |id: &str| -> Result<Arc<Chardev>, Error> {
@@ -269,12 +274,15 @@ impl Board<'_> {
                     .plug_serial(format!("serial-{chardev}"), *iobase, *irq, port)
                     .map(Some);
             }
+            DeviceSpec::Virtio(spec) => self.plug_virtio(spec, config, pci, chardevs)?,
+            // It is made with its virtio-serial.
+            DeviceSpec::VirtioPort(port) => virtio::check_port(port, &config.devices)?,
             DeviceSpec::Pvpanic { ioport } => {
                 let slot = self.plug("pvpanic", |_| PvPanic::new(system));
                 self.ports(&slot, PvPanic::PORT, (*ioport).into(), 1)?;
             }
             DeviceSpec::Pci(spec) => {
-                let slot = pci.ok_or_else(|| no_pci_bus(spec))?.plug(spec)?;
+                let slot = pci.ok_or_else(|| no_pci_bus(spec.kind.name()))?.plug(spec)?;
                 self.slots.push(slot);
             }
         }
@@ -283,10 +291,9 @@ impl Board<'_> {
 }
 
 /// A PCI device was asked for, and there is no bus for it.
-pub(super) fn no_pci_bus(spec: &PciSpec) -> Error {
+pub(super) fn no_pci_bus(device: &str) -> Error {
     Error::Unsupported(format!(
-        "--device {}: this machine has no PCI bus: ask for --machine pc, without pci=off",
-        spec.kind.name()
+        "--device {device}: this machine has no PCI bus: ask for --machine pc, without pci=off",
     ))
 }
 
@@ -404,8 +411,13 @@ impl Machine {
         });
         requests.set_holder(vcpus.holder());
 
+        let table = Arc::<DoorbellTable>::default();
+        let doorbells = Arc::new(Bells { accel: accel.clone(), table: table.clone() });
         let mut board = Board {
             events,
+            ram: ram.clone(),
+            virtio: VirtioDevices::default(),
+            doorbells,
             pio: new_bus(&config, &log, "port"),
             mmio: new_bus(&config, &log, "address"),
             slots: Vec::new(),
@@ -463,12 +475,10 @@ impl Machine {
         let reset_port = board.plug_legacy(&config)?;
 
         let (pm, power_button) = board.plug_acpi()?;
-        let doorbells = Arc::<DoorbellTable>::default();
         let mut pci = None;
         if config.pci {
             let around = Surroundings {
                 accel: &accel,
-                doorbells: &doorbells,
                 ram: &ram,
                 cpuid: &cpuid,
                 reset_port: &reset_port,
@@ -480,7 +490,7 @@ impl Machine {
             board.plug_fw_cfg(&config, &ram)?;
         }
         for spec in &config.devices {
-            serial_ports.extend(board.plug_device(spec, &chardevs, pci.as_mut())?);
+            serial_ports.extend(board.plug_device(spec, &chardevs, &config, pci.as_mut())?);
         }
 
         let chip = irqchip.clone().map(|chip| Arc::new(IrqchipPort(chip)));
@@ -489,9 +499,9 @@ impl Machine {
             mmio: board.mmio.clone(),
             intr: chip.clone().map(|chip| chip as Arc<dyn IntrSource>),
             eoi: chip.map(|chip| chip as Arc<dyn EoiSink>),
-            doorbells: doorbells.clone(),
+            doorbells: table.clone(),
         };
-        let Board { pio, mmio, slots, .. } = board;
+        let Board { pio, mmio, slots, virtio, .. } = board;
         let mut machine = Self {
             config,
             log,
@@ -499,7 +509,7 @@ impl Machine {
             events: events.clone(),
             map,
             accel,
-            doorbells,
+            doorbells: table,
             vcpus,
             cpuids,
             pio,
@@ -507,6 +517,8 @@ impl Machine {
             slots,
             irqchip,
             pci,
+            virtio,
+            requests,
             power_button: Some(power_button),
             chardevs,
             payload,

@@ -6,12 +6,15 @@
 mod build;
 mod pci;
 mod requests;
+mod virtio;
+mod virtio_info;
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use board::accel::{ClockState, Doorbells};
-use board::device::Notifier;
+use board::device::{Notifier, Paused};
 use board::memory::MemoryMap;
 use board::vcpu::{Cpuid, MpState};
 use board::{Accel, Bus, Clock, LoopHandle, Slot, SystemRequest, VcpuState};
@@ -21,7 +24,7 @@ use monitor::state::{PciBus, RunState};
 use monitor::{Cause, CommandError, Event, PanicAction};
 
 use crate::boot::{self, BootConfig, BootError, Entry, Firmware};
-use crate::config::{Config, DeviceSpec, MachineKind};
+use crate::config::{Config, DeviceSpec, MachineKind, Transport};
 use crate::doorbell::DoorbellTable;
 use crate::log::Log;
 use crate::report;
@@ -31,6 +34,7 @@ use crate::{Error, acpi};
 pub use build::Frontends;
 pub(crate) use pci::{ECAM, HOTPLUG_PORT};
 pub use requests::{Request, Requests};
+pub use virtio::{VirtioDevices, VirtioEntry};
 
 /// How the program is to end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -63,6 +67,8 @@ pub struct Machine {
     slots: Vec<Arc<Slot>>,
     irqchip: Option<Arc<Irqchip>>,
     pci: Option<pci::Pci>,
+    virtio: VirtioDevices,
+    requests: Arc<Requests>,
     power_button: Option<Notifier>,
     chardevs: Chardevs,
     payload: Payload,
@@ -144,6 +150,11 @@ impl Machine {
         self.irqchip.as_deref()
     }
 
+    /// The virtio devices.
+    pub fn virtio(&self) -> &VirtioDevices {
+        &self.virtio
+    }
+
     /// The character devices.
     pub fn chardevs(&self) -> &Chardevs {
         &self.chardevs
@@ -184,15 +195,17 @@ impl Machine {
                     legacy: self.config.machine == MachineKind::Pc,
                     acpi: self.config.acpi,
                     pci: self.pci.as_ref().map(pci::Pci::apertures),
+                    virtio_mmio: &self.virtio.mmio,
                 };
                 let rsdp = acpi::install(&platform, ram)?;
                 if let Some(pci) = &self.pci {
                     pci.assign();
                 }
+                let cmdline = format!("{}{}", self.config.append, self.virtio.cmdline());
                 let config = BootConfig {
                     kernel,
                     initrd: self.config.initrd.as_deref(),
-                    cmdline: &self.config.append,
+                    cmdline: cmdline.trim_start(),
                     rsdp,
                     ecam: self.pci.as_ref().map(pci::Pci::ecam),
                 };
@@ -235,9 +248,12 @@ impl Machine {
         }
         self.clock.stop();
         self.events.clock_changed();
-        for slot in &self.slots {
-            // Serial ports have nothing in flight, so the answer is always Done.
-            slot.lock().pause();
+        let pending = |slot: &&Arc<Slot>| slot.lock().pause() == Paused::Pending;
+        let mut busy: Vec<_> = self.slots.iter().filter(pending).collect();
+        while !busy.is_empty() {
+            // What is in flight ends in threads of its own, which do not need this one.
+            std::thread::sleep(Duration::from_micros(200));
+            busy.retain(pending);
         }
         self.stopped_clock = self.accel.clock().ok();
         self.news.push(Event::Stop);
@@ -328,6 +344,7 @@ impl Machine {
                 self.stop(RunState::InternalError);
                 report::error(&error);
             }
+            Request::News(event) => self.news.push(event),
             Request::Quit => self.quit(Cause::HostUi),
         }
         if self.ending.is_none() && self.state == RunState::Running {
@@ -359,13 +376,33 @@ impl Machine {
     /// # Errors
     /// With the cause and the remedy; nothing has changed then.
     pub fn device_add(&mut self, text: &str) -> Result<(), Error> {
-        let DeviceSpec::Pci(spec) = DeviceSpec::parse(text)? else {
-            return Err(Error::Unsupported(format!(
-                "device '{text}' cannot be added to a running machine: give it by --device"
-            )));
+        let pci = self.pci.as_mut();
+        let missing = build::no_pci_bus;
+        let (pci, slot) = match DeviceSpec::parse(text)? {
+            DeviceSpec::Pci(spec) => {
+                let pci = pci.ok_or_else(|| missing(spec.kind.name()))?;
+                let slot = pci.plug(&spec)?;
+                (pci, slot)
+            }
+            DeviceSpec::Virtio(spec) if spec.transport != Transport::Mmio => {
+                let pci = pci.ok_or_else(|| missing(spec.name))?;
+                let backends = virtio::Backends {
+                    ram: self.map.ram(),
+                    chardevs: &self.chardevs,
+                    devices: &[],
+                    seed: self.config.seed,
+                    requests: &self.requests,
+                };
+                let slot = self.virtio.plug_pci(&spec, pci, &backends)?;
+                (pci, slot)
+            }
+            _ => {
+                return Err(Error::Unsupported(format!(
+                    "device '{text}' cannot be added to a running machine: give it by --device"
+                )));
+            }
         };
-        let pci = self.pci.as_mut().ok_or_else(|| build::no_pci_bus(&spec))?;
-        self.slots.push(pci.plug(&spec)?);
+        self.slots.push(slot);
         pci.announce(self.clock.now());
         Ok(())
     }
@@ -393,6 +430,7 @@ impl Machine {
         let Some(pci) = &mut self.pci else { return };
         for (id, slot) in pci.eject(slots) {
             self.slots.retain(|other| !Arc::ptr_eq(other, &slot));
+            self.virtio.remove(&slot);
             self.news.push(Event::DeviceDeleted(id));
         }
     }

@@ -58,9 +58,9 @@ const ISA_IRQS: [u8; PIRQS] = [10, 10, 11, 11];
 const ELCR: u64 = 0x4D0;
 
 /// Doorbells: the accelerator's, or else those of the vCPUs' threads.
-struct Bells {
-    accel: Arc<dyn Accel>,
-    table: Arc<DoorbellTable>,
+pub(super) struct Bells {
+    pub(super) accel: Arc<dyn Accel>,
+    pub(super) table: Arc<DoorbellTable>,
 }
 
 impl Bells {
@@ -116,7 +116,6 @@ pub(super) struct Pci {
 /// What [`Pci::new`] needs of the rest of the machine.
 pub(super) struct Surroundings<'a> {
     pub(super) accel: &'a Arc<dyn Accel>,
-    pub(super) doorbells: &'a Arc<DoorbellTable>,
     pub(super) ram: &'a GuestRam,
     pub(super) cpuid: &'a Cpuid,
     /// The reset control register, which lies between the ports of PCI.
@@ -138,10 +137,9 @@ impl Pci {
                 return Err(Error::Unsupported("there are no local APICs to send MSIs to".into()));
             }
         };
-        let bells = Bells { accel: around.accel.clone(), table: around.doorbells.clone() };
         let reset_port = (around.reset_port.clone(), RESET_PORT);
         let (pio, mmio) = (board.pio.clone(), board.mmio.clone());
-        let bus = PciBus::new(pio.clone(), mmio, Arc::new(bells), router, reset_port);
+        let bus = PciBus::new(pio.clone(), mmio, board.doorbells.clone(), router, reset_port);
         pio.map_bridge(PORTS, bus.clone(), PciBus::CONFIG_PORTS, Width::Dword)?;
         let ecam = ECAM..=ECAM + ECAM_BUS_SIZE - 1;
         board.mmio.map_bridge(ecam, bus.clone(), PciBus::ECAM, Width::Qword)?;
@@ -179,24 +177,36 @@ impl Pci {
 
     /// Plugs a device in and gives back its slot. The guest is not told.
     pub(super) fn plug(&mut self, spec: &PciSpec) -> Result<Arc<Slot>, Error> {
-        if let Some(id) = &spec.id
-            && self.cards.iter().any(|card| card.id.as_ref() == Some(id))
+        let name = spec.id.clone().unwrap_or_else(|| spec.kind.name().to_owned());
+        self.plug_card(spec.id.as_deref(), spec.addr, |lines, parts| {
+            make(&spec.kind, name, lines, parts)
+        })
+    }
+
+    /// The same with what `make` makes.
+    pub(super) fn plug_card(
+        &mut self,
+        id: Option<&str>,
+        addr: Option<Devfn>,
+        make: impl FnOnce(PciLines, &PciParts) -> Result<Arc<Slot>, Error>,
+    ) -> Result<Arc<Slot>, Error> {
+        if let Some(id) = id
+            && self.cards.iter().any(|card| card.id.as_deref() == Some(id))
         {
             return Err(Error::Unsupported(format!(
                 "--device: there is a device '{id}' already: give this one another id"
             )));
         }
-        let devfn = match spec.addr {
+        let devfn = match addr {
             Some(devfn) => devfn,
             None => self.bus.free_device()?,
         };
         self.bus.check_free(devfn)?;
         let intx = self.bus.router().line(devfn, Pin::A);
         let lines = PciLines { intx, msi: self.msi.clone() };
-        let name = spec.id.clone().unwrap_or_else(|| spec.kind.name().to_owned());
-        let slot = make(&spec.kind, name, lines, &self.parts)?;
+        let slot = make(lines, &self.parts)?;
         self.bus.plug(devfn, &slot)?;
-        let card = Card { id: spec.id.clone(), devfn, slot: slot.clone(), unplugging: false };
+        let card = Card { id: id.map(str::to_owned), devfn, slot: slot.clone(), unplugging: false };
         self.cards.push(card);
         Ok(slot)
     }
