@@ -79,10 +79,28 @@ pub enum Event {
     GuestPanicked(PanicAction),
     /// A device is gone, after `device_del` or by the guest's own will; its id if it had one.
     DeviceDeleted(Option<String>),
+    /// A drive's request has failed.
+    BlockIoError(BlockIoError),
+}
+
+/// A request that failed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BlockIoError {
+    /// The drive.
+    pub device: String,
+    /// It was no read.
+    pub write: bool,
+    /// What is done about it: QMP's `BlockErrorAction`.
+    pub action: &'static str,
+    /// The host has no room left.
+    pub nospace: bool,
+    /// The host's words.
+    pub reason: String,
 }
 
 /// Every event's name and data, for the schema.
-pub(crate) const ALL: [(&str, &[Member]); 7] = [
+pub(crate) const ALL: [(&str, &[Member]); 8] = [
+    ("BLOCK_IO_ERROR", types::BLOCK_IO_ERROR),
     ("DEVICE_DELETED", types::DEVICE_DELETED),
     ("GUEST_PANICKED", types::PANIC),
     ("POWERDOWN", &[]),
@@ -111,6 +129,16 @@ impl Event {
                 };
                 ("GUEST_PANICKED", Some(json!({ "action": action })))
             }
+            Self::BlockIoError(error) => (
+                "BLOCK_IO_ERROR",
+                Some(json!({
+                    "device": error.device,
+                    "operation": if error.write { "write" } else { "read" },
+                    "action": error.action,
+                    "nospace": error.nospace,
+                    "reason": error.reason,
+                })),
+            ),
             Self::DeviceDeleted(Some(id)) => {
                 let path = format!("/machine/peripheral/{id}");
                 ("DEVICE_DELETED", Some(json!({ "device": id, "path": path })))

@@ -31,7 +31,7 @@ pub use args::{Args, Value};
 pub use control::Control;
 pub use disas::{Instruction, instruction};
 pub use error::CommandError;
-pub use event::{Cause, Event, PanicAction};
+pub use event::{BlockIoError, Cause, Event, PanicAction};
 pub use format::{Format, Style};
 pub use hmp::Hmp;
 pub use qmp::Qmp;

@@ -7,7 +7,6 @@
 
 use std::collections::VecDeque;
 use std::io;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, RwLock};
 use std::thread::JoinHandle;
 use std::time::Instant;
@@ -81,7 +80,13 @@ struct Queues {
     /// Nothing is started.
     held: bool,
     ended: bool,
+    /// Something for each thread to do once, and how many have.
+    chore: Option<(u64, Chore)>,
+    chores_done: usize,
 }
+
+/// What [`Engine::on_each_thread`] has done.
+type Chore = Arc<dyn Fn() + Send + Sync>;
 
 impl Queues {
     /// The next request to start, or the time at which there will be one.
@@ -123,7 +128,8 @@ pub(super) struct Engine {
     work: Condvar,
     /// Is signalled when the last running request ends while the queues are held.
     quiet: Condvar,
-    pub(super) errors: AtomicU64,
+    /// What becomes of reads and of other requests that fail.
+    policies: Mutex<(OnError, OnError)>,
 }
 
 impl Engine {
@@ -138,6 +144,7 @@ impl Engine {
         limits: Limits,
         threads: usize,
     ) -> io::Result<(Arc<Self>, Vec<JoinHandle<()>>)> {
+        let policies = Mutex::new((behaviour.on_read_error, behaviour.on_write_error));
         let throttle = limits.any().then(|| Throttle::new(limits, Instant::now()));
         let engine = Arc::new(Self {
             name: name.to_owned(),
@@ -152,10 +159,12 @@ impl Engine {
                 idle: 0,
                 held: false,
                 ended: false,
+                chore: None,
+                chores_done: 0,
             }),
             work: Condvar::new(),
             quiet: Condvar::new(),
-            errors: AtomicU64::new(0),
+            policies,
         });
         let mut workers = Vec::with_capacity(threads);
         for _ in 0..threads {
@@ -248,9 +257,39 @@ impl Engine {
         lock(&self.queues).throttle.as_ref().map_or_else(Limits::default, |t| *t.limits())
     }
 
+    /// Sets what becomes of reads and of other requests that fail, where given.
+    pub(super) fn set_policies(&self, read: Option<OnError>, write: Option<OnError>) {
+        let mut policies = lock(&self.policies);
+        *policies = (read.unwrap_or(policies.0), write.unwrap_or(policies.1));
+    }
+
+    /// Has each of the `threads` threads call `chore` once, and waits for that.
+    pub(super) fn on_each_thread(&self, threads: usize, chore: Chore) {
+        let mut queues = lock(&self.queues);
+        let number = queues.chore.as_ref().map_or(0, |(number, _)| *number) + 1;
+        queues.chore = Some((number, chore));
+        queues.chores_done = 0;
+        self.work.notify_all();
+        while queues.chores_done < threads {
+            queues = self.quiet.wait(queues).unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+
     fn work(&self) {
+        let mut chores = 0;
         let mut queues = lock(&self.queues);
         loop {
+            if let Some((number, chore)) = queues.chore.clone()
+                && number > chores
+            {
+                chores = number;
+                drop(queues);
+                chore();
+                queues = lock(&self.queues);
+                queues.chores_done += 1;
+                self.quiet.notify_all();
+                continue;
+            }
             match queues.next(Instant::now()) {
                 Ok(job) => {
                     queues.running += 1;
@@ -365,12 +404,9 @@ impl Engine {
         if error.kind() == io::ErrorKind::Unsupported {
             return Status::Unsupported;
         }
-        self.errors.fetch_add(1, Ordering::Relaxed);
         let write = op != Op::Read;
-        let policy = match write {
-            true => self.behaviour.on_write_error,
-            false => self.behaviour.on_read_error,
-        };
+        let (on_read_error, on_write_error) = *lock(&self.policies);
+        let policy = if write { on_write_error } else { on_read_error };
         let action = policy.resolve(error);
         (self.behaviour.on_error)(ErrorReport {
             drive: self.name.clone(),

@@ -1,6 +1,7 @@
 //! What the command line asks for, understood and checked.
 
 mod device;
+mod drive;
 mod error;
 mod help;
 pub mod props;
@@ -17,6 +18,7 @@ use crate::cpuid::{CpuModel, Topology};
 use crate::suggest::nearest;
 
 pub use device::{DeviceSpec, PciKind, PciSpec};
+pub use drive::{DriveSpec, Interface};
 pub use error::ConfigError;
 pub use help::help;
 pub use rtc::RtcConfig;
@@ -92,6 +94,8 @@ pub struct Config {
     pub cpu: CpuModel,
     /// The accelerator.
     pub accel: AccelChoice,
+    /// Disks.
+    pub drives: Vec<DriveSpec>,
     /// Devices besides those of the machine.
     pub devices: Vec<DeviceSpec>,
     /// The real-time clock.
@@ -165,7 +169,13 @@ impl Config {
             list.iter().map(|text| Ok(BackendSpec::parse(text)?)).collect()
         };
         let escape = props::parse_number(&cli.echr).and_then(|n| u8::try_from(n).ok());
+        let drives = parse_drives(&cli)?;
+        let mut devices = implied_devices(&drives);
+        for text in &cli.device {
+            devices.push(DeviceSpec::parse(text)?);
+        }
         let config = Self {
+            drives,
             memory: parse_memory(&cli.memory)?,
             topology: parse_smp(&cli.smp)?,
             machine,
@@ -174,11 +184,7 @@ impl Config {
             pci,
             cpu: cli.cpu.parse()?,
             accel,
-            devices: cli
-                .device
-                .iter()
-                .map(|text| DeviceSpec::parse(text))
-                .collect::<Result<_, _>>()?,
+            devices,
             rtc: RtcConfig::parse(cli.rtc.as_deref().unwrap_or_default())?,
             fw_cfg: cli.fw_cfg.iter().map(|text| parse_fw_cfg(text)).collect::<Result<_, _>>()?,
             name: cli.name.as_deref().map(parse_name),
@@ -229,6 +235,27 @@ impl Config {
         }
         Ok(())
     }
+}
+
+/// All drives, in the order in which they are given.
+fn parse_drives(cli: &Cli) -> Result<Vec<DriveSpec>, ConfigError> {
+    let mut drives: Vec<DriveSpec> = Vec::new();
+    for text in &cli.drive {
+        let count = |interface| drives.iter().filter(|drive| drive.interface == interface).count();
+        let mut drive = DriveSpec::parse(text, count)?;
+        if let Some(image) = drive.options.image.as_mut().filter(|_| cli.snapshot) {
+            image.snapshot = true;
+        }
+        drives.push(drive);
+    }
+    drives.extend(drive::parse_blockdevs(&cli.blockdev)?);
+    Ok(drives)
+}
+
+/// The devices that drives with if=virtio ask for.
+fn implied_devices(drives: &[DriveSpec]) -> Vec<DeviceSpec> {
+    let ours = drives.iter().filter(|drive| drive.interface == Interface::Virtio);
+    ours.map(|drive| virtio::blk_for(&drive.options.id)).collect()
 }
 
 fn bad(option: &str, value: &str, expected: &str) -> ConfigError {

@@ -12,6 +12,7 @@ use board::system::A20Gate;
 use board::{
     Accel, Attach, Bus, Device, GuestRam, IrqLine, LoopHandle, Region, Slot, SystemControl, Width,
 };
+use devices::block::Disks;
 use devices::chardev::{BackendKind, CharPort, Chardev, Chardevs, Host, HotKey};
 use devices::chip::acpi_pm::{self, AcpiPm};
 use devices::chip::debug_exit::DebugExit;
@@ -245,6 +246,7 @@ impl Board<'_> {
         &mut self,
         spec: &DeviceSpec,
         chardevs: &Chardevs,
+        disks: &Disks,
         machine: MachineKind,
         pci: Option<&mut Pci>,
     ) -> Result<Option<SerialPort>, Error> {
@@ -274,7 +276,7 @@ impl Board<'_> {
                     .plug_serial(format!("serial-{chardev}"), *iobase, *irq, port)
                     .map(Some);
             }
-            DeviceSpec::Virtio(spec) => self.plug_virtio(spec, machine, pci, chardevs)?,
+            DeviceSpec::Virtio(spec) => self.plug_virtio(spec, machine, pci, chardevs, disks)?,
             DeviceSpec::Pvpanic { ioport } => {
                 let slot = self.plug("pvpanic", |_| PvPanic::new(system));
                 self.ports(&slot, PvPanic::PORT, (*ioport).into(), 1)?;
@@ -487,10 +489,17 @@ impl Machine {
         if config.machine == MachineKind::Pc {
             board.plug_fw_cfg(&config, &ram)?;
         }
+        let on_error = requests.clone();
+        let disks =
+            Disks::new(Arc::new(move |report| on_error.disk_error(report)), Arc::new(report::note));
+        for drive in &config.drives {
+            disks.add(drive.options.clone())?;
+        }
         for spec in &config.devices {
             serial_ports.extend(board.plug_device(
                 spec,
                 &chardevs,
+                &disks,
                 config.machine,
                 pci.as_mut(),
             )?);
@@ -523,6 +532,7 @@ impl Machine {
             virtio,
             power_button: Some(power_button),
             chardevs,
+            disks,
             payload,
             serial_ports,
             state: RunState::Prelaunch,

@@ -17,10 +17,11 @@ use board::device::{Notifier, Paused};
 use board::memory::MemoryMap;
 use board::vcpu::{Cpuid, MpState};
 use board::{Accel, Bus, Clock, LoopHandle, Slot, SystemRequest, VcpuState};
+use devices::block::{Disks, ErrorReport, OnError};
 use devices::chardev::Chardevs;
 use devices::chip::irqchip::Irqchip;
 use monitor::state::RunState;
-use monitor::{Cause, Event, PanicAction};
+use monitor::{BlockIoError, Cause, Event, PanicAction};
 
 use crate::boot::{self, BootConfig, BootError, Entry, Firmware};
 use crate::config::{Config, DeviceSpec, MachineKind, Transport};
@@ -69,6 +70,7 @@ pub struct Machine {
     virtio: VirtioDevices,
     power_button: Option<Notifier>,
     chardevs: Chardevs,
+    disks: Disks,
     payload: Payload,
     serial_ports: Vec<acpi::SerialPort>,
     state: RunState,
@@ -146,6 +148,11 @@ impl Machine {
     /// The virtio devices.
     pub fn virtio(&self) -> &VirtioDevices {
         &self.virtio
+    }
+
+    /// The drives.
+    pub fn disks(&self) -> &Disks {
+        &self.disks
     }
 
     /// The character devices.
@@ -241,6 +248,13 @@ impl Machine {
         }
         self.clock.stop();
         self.events.clock_changed();
+        self.settle_disks();
+        self.stopped_clock = self.accel.clock().ok();
+        self.news.push(Event::Stop);
+    }
+
+    /// Waits for what devices have in flight, and makes durable what the drives hold.
+    fn settle_disks(&mut self) {
         let pending = |slot: &&Arc<Slot>| slot.lock().pause() == Paused::Pending;
         let mut busy: Vec<_> = self.slots.iter().filter(pending).collect();
         while !busy.is_empty() {
@@ -248,8 +262,27 @@ impl Machine {
             std::thread::sleep(Duration::from_micros(200));
             busy.retain(pending);
         }
-        self.stopped_clock = self.accel.clock().ok();
-        self.news.push(Event::Stop);
+        self.disks.flush_all();
+    }
+
+    /// A drive's request has failed, and what is to become of it is known.
+    fn disk_failed(&mut self, report: ErrorReport) {
+        if report.action == OnError::Stop {
+            if self.state == RunState::Running {
+                report::note(&format!(
+                    "drive '{}' failed ({}): the machine is stopped; cont tries again",
+                    report.drive, report.reason
+                ));
+            }
+            self.stop(RunState::IoError);
+        }
+        self.news.push(Event::BlockIoError(BlockIoError {
+            device: report.drive,
+            write: report.write,
+            action: report.action.name(),
+            nospace: report.nospace,
+            reason: report.reason,
+        }));
     }
 
     /// Presses the reset button, or does what `--no-reboot` says instead.
@@ -299,6 +332,7 @@ impl Machine {
     /// Ends the program with `status`. The guest does not run any more.
     pub fn end(&mut self, status: u8) {
         self.vcpus.pause();
+        self.settle_disks();
         self.ending.get_or_insert(Ending { status });
     }
 
@@ -337,6 +371,7 @@ impl Machine {
                 self.stop(RunState::InternalError);
                 report::error(&error);
             }
+            Request::Disk(report) => self.disk_failed(report),
             Request::Quit => self.quit(Cause::HostUi),
         }
         if self.ending.is_none() && self.state == RunState::Running {
@@ -378,7 +413,11 @@ impl Machine {
             }
             DeviceSpec::Virtio(spec) if spec.transport != Transport::Mmio => {
                 let pci = pci.ok_or_else(|| missing(spec.name))?;
-                let backends = virtio::Backends { ram: self.map.ram(), chardevs: &self.chardevs };
+                let backends = virtio::Backends {
+                    ram: self.map.ram(),
+                    chardevs: &self.chardevs,
+                    disks: &self.disks,
+                };
                 let slot = self.virtio.plug_pci(&spec, pci, &backends)?;
                 (pci, slot)
             }

@@ -4,6 +4,7 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use board::device::Notifier;
 use board::{SystemControl, SystemRequest};
+use devices::block::ErrorReport;
 
 use crate::vcpu::{Holder, VcpuEvent};
 
@@ -14,6 +15,8 @@ pub enum Request {
     System(SystemRequest),
     /// A vCPU cannot go on. The vCPUs are held.
     Vcpu(u32, VcpuEvent),
+    /// A drive's request has failed. The vCPUs are held.
+    Disk(ErrorReport),
     /// The user pressed the key that ends the program.
     Quit,
 }
@@ -49,6 +52,14 @@ impl Requests {
         if let Some(notifier) = self.notifier.get() {
             notifier.notify();
         }
+    }
+
+    /// A drive's request has failed.
+    pub fn disk_error(&self, report: ErrorReport) {
+        if let Some(holder) = self.holder.get() {
+            holder.hold();
+        }
+        self.push(Request::Disk(report));
     }
 
     /// Takes all requests.

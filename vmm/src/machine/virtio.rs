@@ -4,8 +4,10 @@ use std::fmt::Write;
 use std::sync::Arc;
 
 use board::{Attach, GuestRam, Slot, Width};
+use devices::block::Disks;
 use devices::chardev::Chardevs;
 use devices::virtio::VirtioDevice;
+use devices::virtio::blk::Blk;
 use devices::virtio::mmio::{MmioParts, VirtioMmio};
 use devices::virtio::pci::{PciParts, VirtioPci};
 use devices::virtio::rng::{HostEntropy, Rng};
@@ -68,16 +70,25 @@ pub(super) struct Backends<'a> {
     pub(super) ram: &'a GuestRam,
     /// For terminals and ports.
     pub(super) chardevs: &'a Chardevs,
+    /// Drives.
+    pub(super) disks: &'a Disks,
 }
 
 /// The device apart from its transport.
 fn make(
     spec: &VirtioSpec,
-    _backends: &Backends<'_>,
-    _attach: &Attach,
+    backends: &Backends<'_>,
+    attach: &Attach,
+    name: &str,
 ) -> Result<Box<dyn VirtioDevice>, Error> {
-    Ok(match spec.kind {
+    Ok(match &spec.kind {
         VirtioKind::Rng => Box::new(Rng::new(Box::new(HostEntropy))),
+        VirtioKind::Blk(blk) => {
+            let disk = backends.disks.find(&blk.drive)?;
+            disk.set_policies(blk.rerror, blk.werror);
+            disk.set_blocks(blk.blocks);
+            Box::new(Blk::new(&disk, backends.ram, name, blk.options.clone(), attach)?)
+        }
     })
 }
 
@@ -90,9 +101,10 @@ impl VirtioDevices {
         backends: &Backends<'_>,
     ) -> Result<Arc<Slot>, Error> {
         let name = self.name(spec);
+        let path = self.path(spec);
         let slot = pci.plug_card(spec.id.as_deref(), spec.addr, |lines, parts| {
             Slot::try_plug(name, &parts.events, |attach| {
-                let device = make(spec, backends, attach)?;
+                let device = make(spec, backends, attach, &path)?;
                 let ram = parts.ram.clone();
                 let parts = PciParts { ram, lines, options: spec.options, vectors: spec.vectors };
                 VirtioPci::new(device, parts, attach).map_err(Error::host("make a virtio device"))
@@ -115,15 +127,19 @@ impl VirtioDevices {
         })
     }
 
-    fn add(&mut self, spec: &VirtioSpec, slot: Arc<Slot>) {
-        let path = match &spec.id {
+    /// Its place among the machine's objects.
+    fn path(&self, spec: &VirtioSpec) -> String {
+        match &spec.id {
             Some(id) => format!("/machine/peripheral/{id}/virtio-backend"),
             None => {
-                let number = self.anonymous;
-                self.anonymous += 1;
-                format!("/machine/peripheral-anon/device[{number}]/virtio-backend")
+                format!("/machine/peripheral-anon/device[{}]/virtio-backend", self.anonymous)
             }
-        };
+        }
+    }
+
+    fn add(&mut self, spec: &VirtioSpec, slot: Arc<Slot>) {
+        let path = self.path(spec);
+        self.anonymous += usize::from(spec.id.is_none());
         self.entries.push(VirtioEntry { path, id: spec.id.clone(), slot });
     }
 }
@@ -136,9 +152,10 @@ impl Board<'_> {
         machine: MachineKind,
         pci: Option<&mut Pci>,
         chardevs: &Chardevs,
+        disks: &Disks,
     ) -> Result<(), Error> {
         let ram = self.ram.clone();
-        let backends = Backends { ram: &ram, chardevs };
+        let backends = Backends { ram: &ram, chardevs, disks };
         let on_mmio = machine == MachineKind::Microvm;
         match spec.transport {
             Transport::Mmio if !on_mmio => Err(Error::Unsupported(format!(
@@ -182,8 +199,9 @@ impl Board<'_> {
             doorbells: Some(self.doorbells.clone()),
             options: spec.options,
         };
+        let path = self.virtio.path(spec);
         let slot = Slot::try_plug(self.virtio.name(spec), self.events, |attach| {
-            let device = make(spec, backends, attach)?;
+            let device = make(spec, backends, attach, &path)?;
             VirtioMmio::new(device, parts, attach).map_err(Error::host("make a virtio device"))
         })?;
         self.slots.push(slot.clone());
