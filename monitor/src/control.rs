@@ -10,6 +10,7 @@ use crate::error::CommandError;
 use crate::state::{
     Chardev, Cpu, IoApic, IrqStats, Kvm, LocalApic, MemoryTree, Pic, Registers, RunState, Version,
 };
+use crate::virtio::{Balloon, VirtioInfo, VirtioQueue, VirtioStatus};
 
 /// The machine as the monitor sees it.
 pub trait Control {
@@ -74,6 +75,23 @@ pub trait Control {
     fn pics(&mut self) -> Vec<Pic>;
     /// The I/O APICs; empty on a machine without.
     fn io_apics(&mut self) -> Vec<IoApic>;
+
+    /// The virtio devices.
+    fn virtio_devices(&mut self) -> Vec<VirtioInfo>;
+    /// The virtio device at `path`, if there is one.
+    fn virtio_status(&mut self, path: &str) -> Option<VirtioStatus>;
+    /// Queue `index` of the virtio device at `path`, if there is one.
+    fn virtio_queue(&mut self, path: &str, index: usize) -> Option<VirtioQueue>;
+    /// The memory balloon.
+    ///
+    /// # Errors
+    /// [`CommandError::Refused`] on a machine without.
+    fn balloon(&mut self) -> Result<Balloon, CommandError>;
+    /// Asks the guest to get along with `bytes` of RAM.
+    ///
+    /// # Errors
+    /// As [`balloon`](Self::balloon).
+    fn set_balloon(&mut self, bytes: u64) -> Result<(), CommandError>;
 
     /// Makes (or empties) a file of the host.
     fn create_file(&mut self, path: &str) -> io::Result<Box<dyn Write>>;

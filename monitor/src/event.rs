@@ -81,6 +81,8 @@ pub enum Event {
     DeviceDeleted(Option<String>),
     /// A drive's request has failed.
     BlockIoError(BlockIoError),
+    /// The balloon has another size: so many bytes of RAM does it leave the guest.
+    BalloonChange(u64),
 }
 
 /// A request that failed.
@@ -99,7 +101,8 @@ pub struct BlockIoError {
 }
 
 /// Every event's name and data, for the schema.
-pub(crate) const ALL: [(&str, &[Member]); 8] = [
+pub(crate) const ALL: [(&str, &[Member]); 9] = [
+    ("BALLOON_CHANGE", types::BALLOON_CHANGE),
     ("BLOCK_IO_ERROR", types::BLOCK_IO_ERROR),
     ("DEVICE_DELETED", types::DEVICE_DELETED),
     ("GUEST_PANICKED", types::PANIC),
@@ -139,6 +142,7 @@ impl Event {
                     "reason": error.reason,
                 })),
             ),
+            Self::BalloonChange(actual) => ("BALLOON_CHANGE", Some(json!({ "actual": actual }))),
             Self::DeviceDeleted(Some(id)) => {
                 let path = format!("/machine/peripheral/{id}");
                 ("DEVICE_DELETED", Some(json!({ "device": id, "path": path })))

@@ -187,6 +187,8 @@ pub(crate) mod types {
     /// The data of RESET and SHUTDOWN
     pub(crate) const CAUSE: &[Member] =
         &[member("guest", Type::Bool), member("reason", SHUTDOWN_CAUSE)];
+    /// The data of BALLOON_CHANGE
+    pub(crate) const BALLOON_CHANGE: &[Member] = &[member("actual", Type::Int)];
     /// The data of BLOCK_IO_ERROR
     pub(crate) const BLOCK_IO_ERROR: &[Member] = &[
         member("device", Type::Str),

@@ -117,6 +117,11 @@ impl Arg {
         Self::new(name, ArgKind::Text, Complete::File)
     }
 
+    /// A word.
+    pub const fn text(name: &'static str) -> Self {
+        Self::new(name, ArgKind::Text, Complete::Nothing)
+    }
+
     /// A command's name, which may have several words.
     pub const fn command(name: &'static str) -> Self {
         Self::new(name, ArgKind::Rest, Complete::Command)
@@ -168,6 +173,7 @@ pub fn commands() -> impl Iterator<Item = &'static Command> {
         topics::info::COMMANDS,
         topics::memory::COMMANDS,
         topics::io::COMMANDS,
+        topics::virtio::COMMANDS,
         topics::protocol::COMMANDS,
     ]
     .into_iter()

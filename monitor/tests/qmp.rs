@@ -267,7 +267,7 @@ fn events_are_stamped() {
             Some(json!({"action": "pause"})),
         ),
     ] {
-        let sent = client.qmp.event(event, time).unwrap();
+        let sent = client.qmp.event(&event, time).unwrap();
         let sent: Value = serde_json::from_slice(&sent).unwrap();
         assert_eq!((&sent["event"], sent.get("data")), (&json!(name), data.as_ref()));
     }
@@ -304,6 +304,9 @@ fn replies_are_of_the_types_that_the_schema_names() {
         }
         let arguments = match form.name {
             "memsave" | "pmemsave" => json!({ "val": 0, "size": 1, "filename": "f" }),
+            "balloon" => json!({ "value": 1 }),
+            "x-query-virtio-status" => json!({ "path": common::VIRTIO }),
+            "x-query-virtio-queue-status" => json!({ "path": common::VIRTIO, "queue": 0 }),
             "human-monitor-command" => json!({ "command-line": "info status" }),
             _ => json!({}),
         };

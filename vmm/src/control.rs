@@ -9,6 +9,7 @@ use monitor::state::{
     AddressSpace, Chardev, Cpu, IoApic, IrqStats, Kvm, LocalApic, MemoryRegion, MemoryTree, Pic,
     RegionKind, Registers, RunState, Version,
 };
+use monitor::virtio::{Balloon, VirtioInfo, VirtioQueue, VirtioStatus};
 use monitor::{Cause, CommandError, Control};
 
 use crate::machine::Machine;
@@ -188,6 +189,26 @@ impl Control for Machine {
             redirection: view.entries.to_vec(),
             irr: view.irr,
         }]
+    }
+
+    fn virtio_devices(&mut self) -> Vec<VirtioInfo> {
+        Machine::virtio_devices(self)
+    }
+
+    fn virtio_status(&mut self, path: &str) -> Option<VirtioStatus> {
+        Machine::virtio_status(self, path)
+    }
+
+    fn virtio_queue(&mut self, path: &str, index: usize) -> Option<VirtioQueue> {
+        Machine::virtio_queue(self, path, index)
+    }
+
+    fn balloon(&mut self) -> Result<Balloon, CommandError> {
+        Machine::balloon(self)
+    }
+
+    fn set_balloon(&mut self, bytes: u64) -> Result<(), CommandError> {
+        Machine::set_balloon(self, bytes)
     }
 
     fn create_file(&mut self, path: &str) -> io::Result<Box<dyn Write>> {

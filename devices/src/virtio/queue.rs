@@ -126,7 +126,8 @@ impl Queue {
         self.in_flight
     }
 
-    pub(super) fn max_size(&self) -> u16 {
+    /// The most descriptors that there can be.
+    pub fn max_size(&self) -> u16 {
         self.ring.max_size()
     }
 

@@ -6,3 +6,4 @@ pub(crate) mod io;
 pub(crate) mod memory;
 pub(crate) mod protocol;
 pub(crate) mod run;
+pub(crate) mod virtio;

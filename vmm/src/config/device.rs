@@ -7,7 +7,7 @@ use crate::suggest::nearest;
 use super::ConfigError;
 use super::help::rows;
 use super::props::{Props, parse_size};
-use super::virtio::{self, VirtioSpec};
+use super::virtio::{self, VirtioPortSpec, VirtioSpec};
 
 /// A device to add.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -44,6 +44,8 @@ pub enum DeviceSpec {
     },
     /// `virtio-...`.
     Virtio(VirtioSpec),
+    /// `virtconsole`, `virtserialport`.
+    VirtioPort(VirtioPortSpec),
     /// A device on the PCI bus.
     Pci(PciSpec),
 }
@@ -270,7 +272,7 @@ mod tests {
     #[test]
     fn every_property_that_help_names_is_known() {
         for t in DeviceType::all() {
-            let mut props = Props::with_head("--device", "x,chardev=c").1;
+            let mut props = Props::with_head("--device", "x,chardev=c,drive=d").1;
             (t.parse)(&mut props).unwrap();
             for (prop, _) in t.props {
                 let key = prop.split('=').next().unwrap();

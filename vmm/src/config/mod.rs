@@ -22,7 +22,7 @@ pub use drive::{DriveSpec, Interface};
 pub use error::ConfigError;
 pub use help::help;
 pub use rtc::RtcConfig;
-pub use virtio::{Transport, VirtioKind, VirtioSpec};
+pub use virtio::{Transport, VirtioKind, VirtioPortSpec, VirtioSpec};
 
 use props::{Props, parse_size};
 
@@ -170,7 +170,7 @@ impl Config {
         };
         let escape = props::parse_number(&cli.echr).and_then(|n| u8::try_from(n).ok());
         let drives = parse_drives(&cli)?;
-        let mut devices = implied_devices(&drives);
+        let mut devices = implied_devices(&drives)?;
         for text in &cli.device {
             devices.push(DeviceSpec::parse(text)?);
         }
@@ -253,7 +253,7 @@ fn parse_drives(cli: &Cli) -> Result<Vec<DriveSpec>, ConfigError> {
 }
 
 /// The devices that drives with if=virtio ask for.
-fn implied_devices(drives: &[DriveSpec]) -> Vec<DeviceSpec> {
+fn implied_devices(drives: &[DriveSpec]) -> Result<Vec<DeviceSpec>, ConfigError> {
     let ours = drives.iter().filter(|drive| drive.interface == Interface::Virtio);
     ours.map(|drive| virtio::blk_for(&drive.options.id)).collect()
 }

@@ -7,7 +7,8 @@ use board::pci::Devfn;
 use devices::block::OnError;
 use devices::pci::msix::MAX_VECTORS;
 use devices::virtio::RingOptions;
-use devices::virtio::blk::BlkOptions;
+use devices::virtio::balloon::BalloonOptions;
+use devices::virtio::console::MAX_PORTS;
 
 use super::ConfigError;
 use super::device::{ADDR, DeviceSpec, DeviceType, take_addr};
@@ -44,28 +45,52 @@ pub struct VirtioSpec {
     pub kind: VirtioKind,
 }
 
-/// A disk for the guest.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct BlkSpec {
-    /// The drive, by its id or its node's name.
-    pub drive: String,
-    /// The device's own options.
-    pub options: BlkOptions,
-    /// What becomes of reads that fail, in place of what the drive says.
-    pub rerror: Option<OnError>,
-    /// The same of other requests.
-    pub werror: Option<OnError>,
-    /// Bytes of a logical and of a physical block.
-    pub blocks: (u32, u32),
-}
-
 /// Which virtio device.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum VirtioKind {
     /// `virtio-rng`.
     Rng,
     /// `virtio-blk`.
-    Blk(BlkSpec),
+    Block {
+        /// `drive=`.
+        drive: String,
+        /// `serial=`, in place of the drive's.
+        serial: Option<String>,
+        /// `num-queues=`; one a vCPU on PCI otherwise.
+        queues: Option<u16>,
+        /// `queue-size=`.
+        queue_size: u16,
+        /// `rerror=`, in place of the drive's.
+        rerror: Option<OnError>,
+        /// `werror=`, in place of the drive's.
+        werror: Option<OnError>,
+        /// `logical_block_size=` and `physical_block_size=`, bytes.
+        blocks: (u32, u32),
+    },
+    /// `virtio-serial`: what ports are plugged into.
+    Serial {
+        /// `max_ports=`; as many as are needed otherwise.
+        max_ports: Option<u32>,
+    },
+    /// `virtio-balloon`.
+    Balloon(BalloonOptions),
+}
+
+/// `virtconsole` or `virtserialport`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct VirtioPortSpec {
+    /// What the user called it.
+    pub type_name: &'static str,
+    /// The guest makes a terminal of it.
+    pub console: bool,
+    /// The id of its backend.
+    pub chardev: String,
+    /// `name=`, which the guest shows.
+    pub name: Option<String>,
+    /// `nr=`; the first free number otherwise.
+    pub number: Option<u32>,
+    /// The id of the `virtio-serial` that it is part of; the first one otherwise.
+    pub bus: Option<String>,
 }
 
 const VECTORS: (&str, &str) =
@@ -73,67 +98,89 @@ const VECTORS: (&str, &str) =
 const INDIRECT: (&str, &str) = ("indirect_desc=on|off", "offer indirect descriptors (on)");
 const EVENT_IDX: (&str, &str) = ("event_idx=on|off", "offer the event index (on)");
 
+const DRIVE: (&str, &str) = ("drive=ID", "the drive that --drive or --blockdev makes (needed)");
+const SERIAL: (&str, &str) = ("serial=TEXT", "its serial number, up to 20 characters");
+const NUM_QUEUES: (&str, &str) =
+    ("num-queues=N", "request queues, 1 to 64 (one a vCPU on PCI, 1 on MMIO)");
+const QUEUE_SIZE: (&str, &str) =
+    ("queue-size=N", "descriptors of a queue, a power of two from 4 to 1024 (256)");
+const PORTS: (&str, &str) = ("max_ports=N", "the most ports, 1 to 31 (as many as there are)");
+const ON_OOM: (&str, &str) =
+    ("deflate-on-oom=on|off", "the guest takes pages back before it runs out (off)");
+const REPORTING: (&str, &str) =
+    ("free-page-reporting=on|off", "the guest's free pages go back to the host (off)");
+
 /// Properties of all of them, on MMIO and on PCI.
 const ON_MMIO: &[(&str, &str)] = &[INDIRECT, EVENT_IDX];
 const ON_PCI: &[(&str, &str)] = &[ADDR, VECTORS, INDIRECT, EVENT_IDX];
 
-/// Properties of virtio-blk, on MMIO and on PCI.
-const BLK_ON_MMIO: &[(&str, &str)] =
-    &[DRIVE, QUEUES, QUEUE_SIZE, SERIAL, WERROR, RERROR, LOGICAL, PHYSICAL, INDIRECT, EVENT_IDX];
-const BLK_ON_PCI: &[(&str, &str)] = &[
-    DRIVE, QUEUES, QUEUE_SIZE, SERIAL, WERROR, RERROR, LOGICAL, PHYSICAL, ADDR, VECTORS, INDIRECT,
-    EVENT_IDX,
-];
-const DRIVE: (&str, &str) =
-    ("drive=ID", "the disk, by --drive's id or --blockdev's node-name (needed)");
-const QUEUES: (&str, &str) = ("num-queues=N", "request queues, 1 to 64 (1)");
-const QUEUE_SIZE: (&str, &str) = ("queue-size=N", "descriptors of each, a power of two (256)");
-const SERIAL: (&str, &str) = ("serial=TEXT", "the serial number, up to 20 bytes");
 const WERROR: (&str, &str) = ("werror=WHAT", "report, ignore, stop or enospc (as the drive)");
 const RERROR: (&str, &str) = ("rerror=WHAT", "report, ignore or stop (as the drive)");
 const LOGICAL: (&str, &str) =
     ("logical_block_size=N", "bytes that a guest should not go below (512)");
 const PHYSICAL: (&str, &str) =
     ("physical_block_size=N", "bytes that the host writes in one go (512)");
+const BLOCK_MMIO: &[(&str, &str)] = &[
+    DRIVE, SERIAL, NUM_QUEUES, QUEUE_SIZE, WERROR, RERROR, LOGICAL, PHYSICAL, INDIRECT, EVENT_IDX,
+];
+const BLOCK_PCI: &[(&str, &str)] = &[
+    DRIVE, SERIAL, NUM_QUEUES, QUEUE_SIZE, WERROR, RERROR, LOGICAL, PHYSICAL, ADDR, VECTORS,
+    INDIRECT, EVENT_IDX,
+];
+const SERIAL_MMIO: &[(&str, &str)] = &[PORTS, INDIRECT, EVENT_IDX];
+const SERIAL_PCI: &[(&str, &str)] = &[PORTS, ADDR, VECTORS, INDIRECT, EVENT_IDX];
+const BALLOON_MMIO: &[(&str, &str)] = &[ON_OOM, REPORTING, INDIRECT, EVENT_IDX];
+const BALLOON_PCI: &[(&str, &str)] = &[ON_OOM, REPORTING, ADDR, VECTORS, INDIRECT, EVENT_IDX];
+
+const PORT_PROPS: &[(&str, &str)] = &[
+    ("chardev=ID", "the backend that --chardev makes (needed)"),
+    ("name=NAME", "the name that the guest shows"),
+    ("nr=N", "its number (the first free one)"),
+    ("bus=ID.0", "the virtio-serial that it is part of (the first one)"),
+];
 
 /// The device for `--drive if=virtio`.
-pub(super) fn blk_for(drive: &str) -> DeviceSpec {
-    DeviceSpec::Virtio(VirtioSpec {
-        name: "virtio-blk",
-        id: None,
-        addr: None,
-        vectors: None,
-        transport: Transport::Machine,
-        options: RingOptions { indirect: true, event_idx: true },
-        kind: VirtioKind::Blk(BlkSpec {
-            drive: drive.to_owned(),
-            options: BlkOptions::default(),
-            rerror: None,
-            werror: None,
-            blocks: (512, 512),
-        }),
-    })
+pub(super) fn blk_for(drive: &str) -> Result<DeviceSpec, ConfigError> {
+    DeviceSpec::parse(&format!("virtio-blk,drive={}", drive.replace(',', ",,")))
 }
 
 /// The rows of the table.
 pub(super) const TYPES: &[DeviceType] = &[
     DeviceType {
+        name: "virtio-balloon",
+        help: "takes memory from the guest and gives it back, on PCI or MMIO as the machine has it",
+        props: BALLOON_PCI,
+        parse: |props| device(props, "virtio-balloon", Transport::Machine, balloon),
+    },
+    DeviceType {
+        name: "virtio-balloon-device",
+        help: "the same on MMIO (--machine microvm)",
+        props: BALLOON_MMIO,
+        parse: |props| device(props, "virtio-balloon-device", Transport::Mmio, balloon),
+    },
+    DeviceType {
+        name: "virtio-balloon-pci",
+        help: "the same on PCI",
+        props: BALLOON_PCI,
+        parse: |props| device(props, "virtio-balloon-pci", Transport::Pci, balloon),
+    },
+    DeviceType {
         name: "virtio-blk",
         help: "a disk, on PCI or MMIO as the machine has it",
-        props: BLK_ON_PCI,
-        parse: |props| device(props, "virtio-blk", Transport::Machine, blk),
+        props: BLOCK_PCI,
+        parse: |props| device(props, "virtio-blk", Transport::Machine, block),
     },
     DeviceType {
         name: "virtio-blk-device",
         help: "the same on MMIO (--machine microvm)",
-        props: BLK_ON_MMIO,
-        parse: |props| device(props, "virtio-blk-device", Transport::Mmio, blk),
+        props: BLOCK_MMIO,
+        parse: |props| device(props, "virtio-blk-device", Transport::Mmio, block),
     },
     DeviceType {
         name: "virtio-blk-pci",
         help: "the same on PCI",
-        props: BLK_ON_PCI,
-        parse: |props| device(props, "virtio-blk-pci", Transport::Pci, blk),
+        props: BLOCK_PCI,
+        parse: |props| device(props, "virtio-blk-pci", Transport::Pci, block),
     },
     DeviceType {
         name: "virtio-rng",
@@ -152,6 +199,36 @@ pub(super) const TYPES: &[DeviceType] = &[
         help: "the same on PCI",
         props: ON_PCI,
         parse: |props| device(props, "virtio-rng-pci", Transport::Pci, rng),
+    },
+    DeviceType {
+        name: "virtio-serial",
+        help: "terminals and ports (virtconsole, virtserialport), on PCI or MMIO as the machine has it",
+        props: SERIAL_PCI,
+        parse: |props| device(props, "virtio-serial", Transport::Machine, serial),
+    },
+    DeviceType {
+        name: "virtio-serial-device",
+        help: "the same on MMIO (--machine microvm)",
+        props: SERIAL_MMIO,
+        parse: |props| device(props, "virtio-serial-device", Transport::Mmio, serial),
+    },
+    DeviceType {
+        name: "virtio-serial-pci",
+        help: "the same on PCI",
+        props: SERIAL_PCI,
+        parse: |props| device(props, "virtio-serial-pci", Transport::Pci, serial),
+    },
+    DeviceType {
+        name: "virtconsole",
+        help: "a terminal of virtio-serial: hvc0 in Linux",
+        props: PORT_PROPS,
+        parse: |props| port(props, "virtconsole", true),
+    },
+    DeviceType {
+        name: "virtserialport",
+        help: "a port of virtio-serial: /dev/virtio-ports/NAME in Linux",
+        props: PORT_PROPS,
+        parse: |props| port(props, "virtserialport", false),
     },
 ];
 
@@ -173,33 +250,131 @@ fn device(
     Ok(DeviceSpec::Virtio(VirtioSpec { name, id: None, addr, vectors, transport, options, kind }))
 }
 
+fn block(props: &mut Props) -> Result<VirtioKind, ConfigError> {
+    let drive = props.take("drive").ok_or_else(|| props.missing("drive"))?;
+    let serial = drive::serial(props)?;
+    let queues = props.take_number("num-queues", 1..=64)?.map(|n| n as u16);
+    let size = props.take_number("queue-size", 4..=1024)?.unwrap_or(256);
+    if !size.is_power_of_two() {
+        return Err(props.bad("queue-size", &size.to_string(), "a power of two from 4 to 1024"));
+    }
+    let (rerror, werror) = drive::policies(props)?;
+    let mut block_size = |key| -> Result<u32, ConfigError> {
+        let size = props.take_number(key, 512..=32768)?.unwrap_or(512);
+        match size.is_power_of_two() {
+            true => Ok(size as u32),
+            false => Err(props.bad(key, &size.to_string(), "a power of two from 512 to 32768")),
+        }
+    };
+    let logical = block_size("logical_block_size")?;
+    let physical = block_size("physical_block_size")?.max(logical);
+    Ok(VirtioKind::Block {
+        drive,
+        serial,
+        queues,
+        queue_size: size as u16,
+        rerror,
+        werror,
+        blocks: (logical, physical),
+    })
+}
+
+fn serial(props: &mut Props) -> Result<VirtioKind, ConfigError> {
+    let most = u64::from(MAX_PORTS);
+    let max_ports = props.take_number("max_ports", 1..=most)?.map(|n| n as u32);
+    Ok(VirtioKind::Serial { max_ports })
+}
+
+fn balloon(props: &mut Props) -> Result<VirtioKind, ConfigError> {
+    Ok(VirtioKind::Balloon(BalloonOptions {
+        deflate_on_oom: props.take_switch("deflate-on-oom")?.unwrap_or(false),
+        free_page_reporting: props.take_switch("free-page-reporting")?.unwrap_or(false),
+    }))
+}
+
+fn port(
+    props: &mut Props,
+    type_name: &'static str,
+    console: bool,
+) -> Result<DeviceSpec, ConfigError> {
+    let chardev = props.take("chardev").ok_or_else(|| props.missing("chardev"))?;
+    let name = props.take("name");
+    let number = props.take_number("nr", 0..=u64::from(MAX_PORTS) - 1)?.map(|n| n as u32);
+    let bus = props.take("bus").map(|bus| match bus.strip_suffix(".0") {
+        Some(id) => Ok(id.to_owned()),
+        None => Err(props.bad("bus", &bus, "ID.0, ID being that of a virtio-serial")),
+    });
+    let bus = bus.transpose()?;
+    Ok(DeviceSpec::VirtioPort(VirtioPortSpec { type_name, console, chardev, name, number, bus }))
+}
+
 fn rng(_props: &mut Props) -> Result<VirtioKind, ConfigError> {
     Ok(VirtioKind::Rng)
 }
 
-fn blk(props: &mut Props) -> Result<VirtioKind, ConfigError> {
-    let drive = props.take("drive").ok_or_else(|| props.missing("drive"))?;
-    let queues = props.take_number("num-queues", 1..=64)?.unwrap_or(1) as u16;
-    let queue_size = props.take_number("queue-size", 2..=1024)?.unwrap_or(256) as u16;
-    if !queue_size.is_power_of_two() {
-        return Err(props.bad("queue-size", &queue_size.to_string(), "a power of two"));
-    }
-    let serial = drive::serial(props)?;
-    let (rerror, werror) = drive::policies(props)?;
-    let mut block = |key| -> Result<u32, ConfigError> {
-        let size = props.take_number(key, 512..=32768)?.unwrap_or(512) as u32;
-        match size.is_power_of_two() {
-            true => Ok(size),
-            false => Err(props.bad(key, &size.to_string(), "a power of two")),
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn virtio(text: &str) -> VirtioSpec {
+        match DeviceSpec::parse(text) {
+            Ok(DeviceSpec::Virtio(spec)) => spec,
+            other => panic!("{text}: {other:?}"),
         }
-    };
-    let logical = block("logical_block_size")?;
-    let physical = block("physical_block_size")?.max(logical);
-    Ok(VirtioKind::Blk(BlkSpec {
-        drive,
-        options: BlkOptions { queues, queue_size, serial },
-        rerror,
-        werror,
-        blocks: (logical, physical),
-    }))
+    }
+
+    #[test]
+    fn names_say_how_the_guest_finds_a_device() {
+        for (text, transport) in [
+            ("virtio-rng", Transport::Machine),
+            ("virtio-rng-device,event_idx=off", Transport::Mmio),
+            ("virtio-rng-pci,addr=5.1,vectors=0", Transport::Pci),
+        ] {
+            let spec = virtio(text);
+            assert_eq!((spec.transport, spec.kind), (transport, VirtioKind::Rng));
+        }
+        assert!(!virtio("virtio-rng,indirect_desc=off").options.indirect);
+        assert_eq!(virtio("virtio-rng,id=r").id.as_deref(), Some("r"));
+    }
+
+    #[test]
+    fn each_kind_has_its_properties() {
+        assert_eq!(
+            virtio("virtio-blk-pci,drive=d,serial=S1,num-queues=2,queue-size=64").kind,
+            VirtioKind::Block {
+                drive: "d".into(),
+                serial: Some("S1".into()),
+                queues: Some(2),
+                queue_size: 64,
+                rerror: None,
+                werror: None,
+                blocks: (512, 512),
+            }
+        );
+        let options = BalloonOptions { deflate_on_oom: true, free_page_reporting: false };
+        assert_eq!(virtio("virtio-balloon,deflate-on-oom=on").kind, VirtioKind::Balloon(options));
+        let Ok(DeviceSpec::VirtioPort(port)) =
+            DeviceSpec::parse("virtserialport,chardev=c,name=agent,nr=3,bus=s.0")
+        else {
+            panic!("it is a port");
+        };
+        assert_eq!((port.number, port.bus.as_deref()), (Some(3), Some("s")));
+    }
+
+    #[test]
+    fn mistakes_name_what_is_right() {
+        for (text, expected) in [
+            ("virtio-blk-pci", "lacks drive"),
+            ("virtio-blk,drive=d,queue-size=100", "a power of two"),
+            ("virtio-blk,drive=d,serial=012345678901234567890", "up to 20 bytes"),
+            ("virtio-blk-device,drive=d,addr=3", "has no property 'addr'"),
+            ("virtio-bkl-pci,drive=d", "did you mean 'virtio-blk-pci'?"),
+            ("virtconsole", "lacks chardev"),
+            ("virtconsole,chardev=c,bus=s", "ID.0"),
+            ("virtio-serial,max_ports=32", "from 1 to 31"),
+        ] {
+            let error = DeviceSpec::parse(text).unwrap_err().to_string();
+            assert!(error.contains(expected), "{text}: {error}");
+        }
+    }
 }

@@ -36,7 +36,7 @@ use crate::vcpu::{EoiSink, IntrSource, VcpuEvent, Vcpus, Wiring};
 use crate::{Error, accel, report};
 
 use super::pci::{Bells, Pci, Surroundings};
-use super::virtio::VirtioDevices;
+use super::virtio::{self, VirtioDevices};
 use super::{Machine, Payload, Request, Requests};
 
 const IO_APIC: u64 = 0xFEC0_0000;
@@ -95,7 +95,7 @@ pub(super) struct Board<'a> {
     pub(super) doorbells: Arc<dyn Doorbells>,
     /// ISA interrupts and other GSIs by number.
     pub(super) lines: Vec<Arc<SharedLine>>,
-    requests: Arc<Requests>,
+    pub(super) requests: Arc<Requests>,
 }
 
 impl Board<'_> {
@@ -247,7 +247,7 @@ impl Board<'_> {
         spec: &DeviceSpec,
         chardevs: &Chardevs,
         disks: &Disks,
-        machine: MachineKind,
+        config: &Config,
         pci: Option<&mut Pci>,
     ) -> Result<Option<SerialPort>, Error> {
         let backend = |id: &str| -> Result<Arc<Chardev>, Error> {
@@ -276,7 +276,9 @@ impl Board<'_> {
                     .plug_serial(format!("serial-{chardev}"), *iobase, *irq, port)
                     .map(Some);
             }
-            DeviceSpec::Virtio(spec) => self.plug_virtio(spec, machine, pci, chardevs, disks)?,
+            DeviceSpec::Virtio(spec) => self.plug_virtio(spec, config, pci, chardevs, disks)?,
+            // It is made with its virtio-serial.
+            DeviceSpec::VirtioPort(port) => virtio::check_port(port, &config.devices)?,
             DeviceSpec::Pvpanic { ioport } => {
                 let slot = self.plug("pvpanic", |_| PvPanic::new(system));
                 self.ports(&slot, PvPanic::PORT, (*ioport).into(), 1)?;
@@ -500,7 +502,7 @@ impl Machine {
                 spec,
                 &chardevs,
                 &disks,
-                config.machine,
+                &config,
                 pci.as_mut(),
             )?);
         }
@@ -530,9 +532,10 @@ impl Machine {
             irqchip,
             pci,
             virtio,
+            disks,
+            requests,
             power_button: Some(power_button),
             chardevs,
-            disks,
             payload,
             serial_ports,
             state: RunState::Prelaunch,

@@ -7,6 +7,7 @@ mod build;
 mod pci;
 mod requests;
 mod virtio;
+mod virtio_info;
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -68,9 +69,10 @@ pub struct Machine {
     irqchip: Option<Arc<Irqchip>>,
     pci: Option<pci::Pci>,
     virtio: VirtioDevices,
+    disks: Disks,
+    requests: Arc<Requests>,
     power_button: Option<Notifier>,
     chardevs: Chardevs,
-    disks: Disks,
     payload: Payload,
     serial_ports: Vec<acpi::SerialPort>,
     state: RunState,
@@ -372,6 +374,7 @@ impl Machine {
                 report::error(&error);
             }
             Request::Disk(report) => self.disk_failed(report),
+            Request::News(event) => self.news.push(event),
             Request::Quit => self.quit(Cause::HostUi),
         }
         if self.ending.is_none() && self.state == RunState::Running {
@@ -417,6 +420,9 @@ impl Machine {
                     ram: self.map.ram(),
                     chardevs: &self.chardevs,
                     disks: &self.disks,
+                    devices: &[],
+                    cpus: self.config.topology.cpus,
+                    requests: &self.requests,
                 };
                 let slot = self.virtio.plug_pci(&spec, pci, &backends)?;
                 (pci, slot)

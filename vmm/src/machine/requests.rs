@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use board::device::Notifier;
 use board::{SystemControl, SystemRequest};
 use devices::block::ErrorReport;
+use monitor::Event;
 
 use crate::vcpu::{Holder, VcpuEvent};
 
@@ -17,6 +18,8 @@ pub enum Request {
     Vcpu(u32, VcpuEvent),
     /// A drive's request has failed. The vCPUs are held.
     Disk(ErrorReport),
+    /// QMP's clients are to hear of this.
+    News(Event),
     /// The user pressed the key that ends the program.
     Quit,
 }
