@@ -366,6 +366,100 @@ fn a_killed_process_leaves_what_it_flushed() {
     }
 }
 
+/// A device's queue on a drive, with a second of random reads and writes.
+#[test]
+fn both_engines_carry_out_many_requests_at_once() {
+    use board::device::Notifier;
+    use board::{Clock, EventLoop, EventTarget, GuestRam, Tag, VmTime};
+    use devices::block::{Aio, GuestRange, Op, Request, Status};
+    struct Deaf;
+    impl EventTarget for Deaf {
+        fn event(&self, _: Tag, _: VmTime) {}
+    }
+    let folder = Folder::new("engines");
+    let events = EventLoop::new(Clock::running()).unwrap();
+    let deaf: Arc<dyn EventTarget> = Arc::new(Deaf);
+    for (name, aio, qcow2) in [
+        ("raw-threads", Aio::Threads, false),
+        ("raw-ring", Aio::IoUring, false),
+        ("qcow2-threads", Aio::Threads, true),
+        ("qcow2-ring", Aio::IoUring, true),
+    ] {
+        let path = folder.file(name);
+        const SIZE: u64 = 8 << 20;
+        if qcow2 {
+            if !have_qemu_img() {
+                continue;
+            }
+            qemu_img(&["create", "-f", "qcow2", text(&path), "8M"]).unwrap();
+        } else {
+            std::fs::write(&path, vec![0; SIZE as usize]).unwrap();
+        }
+        let format = if qcow2 { Format::Qcow2 } else { Format::Raw };
+        let image = ImageOptions { aio, format: Some(format), ..options(&path, true) };
+        let disks = Disks::new(Arc::new(|_| ()), Arc::new(|_| ()));
+        let disk = match disks.add(DriveOptions::new("d", Some(image))) {
+            Ok(disk) => disk,
+            Err(error) => {
+                assert!(aio == Aio::IoUring, "{error}");
+                eprintln!("skipped: {error}");
+                continue;
+            }
+        };
+        let ram = GuestRam::new(1 << 20).unwrap();
+        let notifier = Notifier::new(&events.handle(), Arc::downgrade(&deaf), Tag(0));
+        let mut channel = disk.claim(&ram, "test", notifier.clone()).unwrap().channel(notifier);
+        let mut model = vec![0; SIZE as usize];
+        let mut random = Random(3);
+        let mut ends = Vec::new();
+        let mut all = |channel: &mut devices::block::Channel, requests: Vec<Request>| {
+            channel.submit(requests);
+            while channel.in_flight() > 0 {
+                channel.wait();
+                channel.take(&mut ends);
+            }
+            assert!(ends.drain(..).all(|end| end.status == Status::Done), "{name}");
+        };
+        for round in 0..60_u64 {
+            // Each slot of the disk and of RAM is used once a round.
+            let slot = |n: u64| (n * 61 + round * 7) % 1024 * 8192;
+            let mut requests = Vec::new();
+            for n in 0..64_u64 {
+                let (gpa, len) = (n * 8192, 512 * (1 + random.below(16)) as u32);
+                let write = random.below(2) == 0;
+                if write {
+                    ram.write(gpa, &vec![(round * 64 + n) as u8; len as usize]).unwrap();
+                    let at = slot(n) as usize;
+                    model[at..at + len as usize].fill((round * 64 + n) as u8);
+                }
+                let op = if write { Op::Write } else { Op::Read };
+                let buffers = vec![GuestRange { gpa, len }];
+                requests.push(Request { op, offset: slot(n), buffers, token: n });
+            }
+            all(&mut channel, requests);
+            if round % 10 == 0 {
+                all(
+                    &mut channel,
+                    vec![Request { op: Op::Flush, offset: 0, buffers: vec![], token: 0 }],
+                );
+            }
+        }
+        for at in (0..SIZE).step_by(512 << 10) {
+            let buffers = vec![GuestRange { gpa: 0, len: 512 << 10 }];
+            all(&mut channel, vec![Request { op: Op::Read, offset: at, buffers, token: 1 }]);
+            let mut data = vec![0; 512 << 10];
+            ram.read(0, &mut data).unwrap();
+            assert!(data == model[at as usize..at as usize + (512 << 10)], "{name} {at:#x}");
+        }
+        disk.quietly(|_| ());
+        drop((channel, disk));
+        disks.remove("d").unwrap();
+        if qcow2 {
+            assert_eq!(check(&path), (0, 0));
+        }
+    }
+}
+
 #[test]
 fn every_cache_mode_reads_what_it_wrote() {
     let folder = Folder::new("cache");

@@ -6,6 +6,7 @@
 //! that scripts written for its monitor go on working.
 
 mod args;
+pub mod block;
 mod commands;
 mod complete;
 mod control;
