@@ -47,6 +47,7 @@ soak: packages linux guests all ## the tests with their full counts: hours
 
 bench: packages linux all ## start-up time, exits, memory; prints its tables
 	VMM=$(abspath $(VMM)) $(CARGO) bench --quiet --package tests --bench startup --bench running --bench cpu
+	$(CARGO) bench --quiet --package devices --bench block
 
 bench-cpu: packages linux all ## the software CPU beside QEMU's; prints its tables
 	images/linux/build-small.sh --acpi
@@ -67,7 +68,7 @@ initramfs:
 	images/linux/build-initramfs.sh
 
 packages: ## install the Debian packages that all this takes, or say which
-	@scripts/packages.sh build linux
+	@scripts/packages.sh build test linux
 
 clean: ## what was built here; not the cache of Linux images
 	$(CARGO) clean
