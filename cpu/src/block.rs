@@ -15,12 +15,14 @@ use std::cell::Cell;
 use std::collections::HashMap;
 use std::hash::{BuildHasherDefault, Hasher};
 
+use board::memory::PAGE_SIZE;
 use iced_x86::Instruction;
 
-use crate::cpu::{Bits, Cpu, PAGE};
+use crate::cpu::{Bits, Cpu, PAGE, Todo};
 use crate::exec::Exec;
 use crate::fault::Res;
 use crate::mmu::walk::{Access, Kind};
+use crate::phys::Span;
 
 /// Executes an op and all that follow it in its block. Returns the block to go on with, or null
 /// when that is the one at `cpu.rip`, or `cpu.stop` says what happened.
@@ -66,10 +68,22 @@ pub(crate) struct Block {
     pub(crate) count: u32,
     /// Offset of the first instruction in its page.
     pub(crate) off: u16,
+    /// Bytes of code.
+    pub(crate) len: u16,
     /// Guest-physical page of the rest of an instruction that crosses into it.
     pub(crate) second: Option<u64>,
     /// Whether links may start and end here.
     pub(crate) linkable: bool,
+}
+
+impl Block {
+    /// The bytes of a block at `phys`, page by page.
+    fn parts(&self, phys: u64) -> [Option<Span>; 2] {
+        let len = u64::from(self.len);
+        let beyond = (phys % PAGE_SIZE + len).saturating_sub(PAGE_SIZE);
+        let second = self.second.filter(|_| beyond > 0).map(|page| Span::new(page, beyond));
+        [Some(Span::new(phys, len)), second]
+    }
 }
 
 /// Most instructions in a block; it bounds the host stack too where the compiler makes no tail
@@ -138,6 +152,9 @@ impl Blocks {
     }
 }
 
+/// The address in a key of `Blocks::by_phys`.
+const PHYS: u64 = (1 << 60) - 1;
+
 /// Cuts `bits` and `single` into a key of `Blocks::by_phys`.
 fn key(phys: u64, bits: Bits, single: bool) -> u64 {
     phys | (bits as u64) << 60 | (single as u64) << 62
@@ -155,14 +172,19 @@ impl Cpu {
     #[inline]
     pub(crate) fn find_block(&mut self, single: bool) -> Res<*const Block> {
         let linear = self.linear_ip(self.rip);
-        let key = self.tlb.key() ^ (self.bits as u64) << 61 ^ (single as u64) << 63;
+        let key = self.tlb.key(linear) ^ (self.bits as u64) << 61 ^ (single as u64) << 63;
         let jump = self.blocks.jumps[jump_index(linear)];
         self.regs[PAGE] = self.rip.wrapping_sub(linear & 0xFFF);
         if jump.linear == linear && jump.key == key {
             return Ok(jump.block);
         }
         let block = self.find_block_slow(linear, single)?;
-        let key = self.tlb.key() ^ (self.bits as u64) << 61 ^ (single as u64) << 63;
+        let key = self.tlb.key(linear) ^ (self.bits as u64) << 61 ^ (single as u64) << 63;
+        self.tlb.note_jump(linear);
+        // SAFETY: `find_block_slow` gives a block that is alive.
+        if unsafe { (*block).second.is_some() } {
+            self.tlb.note_jump(linear.wrapping_add(PAGE_SIZE));
+        }
         self.blocks.jumps[jump_index(linear)] = Jump { linear, key, block };
         Ok(block)
     }
@@ -190,7 +212,7 @@ impl Cpu {
             if next == second {
                 return Ok(block);
             }
-            self.drop_code(phys & !0xFFF);
+            self.drop_code(Span::new(phys, 1));
         }
         let block = Box::new(self.decode_block(linear, phys, single)?);
         let pointer: *const Block = &*block;
@@ -198,7 +220,10 @@ impl Cpu {
             + block.ops.len() * std::mem::size_of::<Op>()
             + block.slow.len() * std::mem::size_of::<(Exec, Instruction)>();
         for page in std::iter::once(phys & !0xFFF).chain(block.second) {
-            self.blocks.by_page.entry(page).or_default().push(at);
+            let keys = self.blocks.by_page.entry(page).or_default();
+            if !keys.contains(&at) {
+                keys.push(at);
+            }
         }
         if let Some(old) = self.blocks.by_phys.insert(at, block) {
             self.blocks.dropped.push(old);
@@ -222,31 +247,67 @@ impl Cpu {
         self.data_access(false).smap
     }
 
-    /// Notes that this vCPU is about to decode code in the page at `phys`: from now on, writes to
-    /// it are noticed.
-    pub(crate) fn watch_code(&mut self, phys: u64) {
-        let phys = phys & !0xFFF;
-        if let Some(page) = self.phys.page(phys)
-            && self.phys.set_code(page)
-        {
-            self.tlb.protect(phys);
-            self.shared.tell_others(&self.mailbox, crate::cpu::Todo::Protect(phys));
+    /// Notes that this vCPU is about to decode code in `span`: from now on, writes to it are
+    /// noticed.
+    pub(crate) fn watch_code(&mut self, span: Span) {
+        let Some(page) = self.phys.page(span.page) else { return };
+        let Some(unsettled) = self.phys.set_code(page, span.lines(), self.id) else { return };
+        self.tlb.protect(span.page);
+        if !unsettled.only_own {
+            self.protect_everywhere(span.page);
         }
+        self.phys.settle(page, unsettled);
     }
 
-    /// Drops the blocks of the guest-physical page `phys`, the current one included: execution
-    /// leaves it at the next instruction boundary.
-    pub(crate) fn drop_code(&mut self, phys: u64) {
-        let Some(keys) = self.blocks.by_page.remove(&phys) else { return };
-        // The jump cache may name these blocks.
-        self.tlb.epoch += 1;
-        for key in keys {
-            if let Some(block) = self.blocks.by_phys.remove(&key) {
-                for op in &block.ops {
-                    op.run.set(crate::ops::bail);
+    /// Has all other vCPUs' TLBs lead writes to the page to the slow path, and returns once none of
+    /// them is in a block that began before.
+    fn protect_everywhere(&mut self, phys: u64) {
+        let asked = self.shared.ask_others(&self.mailbox, Todo::Protect(phys));
+        // Another one may wait for this one, which executes nothing meanwhile.
+        self.mailbox.leave();
+        for (mailbox, ticket) in asked {
+            let mut turns = 0_u32;
+            while !mailbox.has_answered(ticket) {
+                turns += 1;
+                if turns.is_multiple_of(64) {
+                    std::thread::yield_now();
                 }
-                self.blocks.dropped.push(block);
+                std::hint::spin_loop();
             }
         }
+        self.mailbox.enter();
+        self.catch_up();
+    }
+
+    /// Drops the blocks that have bytes in `span`, the current one included: execution leaves it
+    /// at the next instruction boundary. Returns the lines of `span` of which blocks remain.
+    pub(crate) fn drop_code(&mut self, span: Span) -> u64 {
+        let Blocks { by_phys, by_page, dropped, .. } = &mut self.blocks;
+        let Some(keys) = by_page.get_mut(&span.page) else { return 0 };
+        let (mut any, mut remain) = (false, 0);
+        keys.retain(|key| {
+            // A block of two pages may have been dropped by way of the other.
+            let Some(block) = by_phys.get(key) else { return false };
+            let parts = block.parts(key & PHYS);
+            let here = || parts.iter().flatten().filter(|part| part.page == span.page);
+            if !here().any(|part| part.first <= span.last && span.first <= part.last) {
+                remain |= here().fold(0, |lines, part| lines | part.lines());
+                return true;
+            }
+            for op in &block.ops {
+                op.run.set(crate::ops::bail);
+            }
+            dropped.extend(by_phys.remove(key));
+            any = true;
+            false
+        });
+        if keys.is_empty() {
+            by_page.remove(&span.page);
+        }
+        if any {
+            // The jump cache may name these blocks.
+            self.tlb.forget_jumps();
+        }
+        remain & span.lines()
     }
 }

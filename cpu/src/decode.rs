@@ -9,6 +9,7 @@ use crate::cpu::{Bits, Cpu};
 use crate::exec;
 use crate::fault::Res;
 use crate::ops;
+use crate::phys::Span;
 
 /// Longest instruction, in bytes.
 const MAX_LENGTH: usize = 15;
@@ -22,7 +23,7 @@ impl Cpu {
     pub(crate) fn decode_block(&mut self, linear: u64, phys: u64, single: bool) -> Res<Block> {
         let off = (linear & 0xFFF) as usize;
         let mut bytes = [0; 4096 + MAX_LENGTH];
-        self.fetch_bytes(phys, &mut bytes[off..4096]);
+        let mut fetched = off;
         let bitness = match self.bits {
             Bits::B16 => 16,
             Bits::B32 => 32,
@@ -36,6 +37,12 @@ impl Cpu {
         let mut ended = false;
         while builder.count < max && at < 4096 && !ended {
             let end = (at + MAX_LENGTH).min(4096);
+            if end > fetched {
+                // As much as will be watched for writes in any case.
+                let more = fetched..end.next_multiple_of(64);
+                self.fetch_bytes((phys & !0xFFF) + fetched as u64, &mut bytes[more.clone()]);
+                fetched = more.end;
+            }
             let mut decoder =
                 Decoder::with_ip(bitness, &bytes[at..end], at as u64, DecoderOptions::NONE);
             decoder.decode_out(&mut instr);
@@ -83,6 +90,15 @@ impl Cpu {
         let handler = if known { exec::find(instr) } else { None };
         if known
             && handler.is_none()
+            && self.bits == Bits::B64
+            && let Some(op) = crate::host::specialise(self, instr)
+        {
+            builder.ends = false;
+            builder.ops.push(Op { len: instr.len() as u8, off: at as u16, ..op });
+            return false;
+        }
+        if known
+            && handler.is_none()
             && !instr.has_lock_prefix()
             && let Some(stub) = crate::host::decode(self, instr)
         {
@@ -116,7 +132,7 @@ impl Cpu {
     /// Reads code bytes of one page; the page is watched from before they are read.
     fn fetch_bytes(&mut self, phys: u64, data: &mut [u8]) {
         if let Some(page) = self.phys.page(phys) {
-            self.watch_code(phys);
+            self.watch_code(Span::new(phys, data.len() as u64));
             // SAFETY: the bytes from `phys` to the end of its page are guest memory, and `data` is
             // no longer than that.
             unsafe {
@@ -133,8 +149,9 @@ impl Cpu {
     }
 }
 
-/// Whether what follows `instr` may have to be looked at anew: it branches, changes the mode, the
-/// address space or the interrupt flag, or reaches a device.
+/// Whether what follows `instr` may have to be looked at anew: it branches, serialises, changes the mode, the
+/// address space or the interrupt flag, reaches a device or shows the time, which is that of the
+/// block's end.
 fn ends_block(instr: &Instruction) -> bool {
     use Mnemonic as M;
     if instr.flow_control() != FlowControl::Next {
@@ -154,6 +171,9 @@ fn ends_block(instr: &Instruction) -> bool {
         | M::Mwait
         | M::Monitor
         | M::Wrmsr
+        | M::Rdmsr
+        | M::Rdtsc
+        | M::Rdtscp
         | M::Invlpg
         | M::Invpcid
         | M::Lmsw
@@ -182,7 +202,9 @@ fn ends_block(instr: &Instruction) -> bool {
         | M::Lldt
         | M::Into
         | M::Bound
-        | M::Vmcall => true,
+        | M::Cpuid
+        | M::Vmcall
+        | M::Vmmcall => true,
         _ => false,
     }
 }
@@ -206,6 +228,7 @@ impl Builder {
             links: [const { Cell::new(std::ptr::null()) }; 2],
             count: self.count as u32,
             off: off as u16,
+            len: (end - off) as u16,
             second,
             linkable,
         }

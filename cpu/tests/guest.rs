@@ -152,6 +152,59 @@ fn code_that_a_device_overwrites_is_decoded_anew() {
 }
 
 #[test]
+fn stores_beside_code_change_just_what_they_hit() {
+    // Adds of one to registers by turns, at random places of two pages and in random lengths, with jumps that link
+    // them; the code before each writes immediates of other adds, and data between them, all the time.
+    for seed in 0..20 {
+        let mut rng = Rng::new(seed);
+        let mut code = vec![0xCC_u8; 0x2000];
+        let spots: Vec<usize> = (0..40).map(|i| i * 200 + rng.below(150) as usize).collect();
+        // What each spot adds; the model of what the guest has written.
+        let mut adds = vec![1_u32; spots.len()];
+        let mut sum = 0_u32;
+        let mut order: Vec<usize> = (0..spots.len()).collect();
+        for i in (1..order.len()).rev() {
+            order.swap(i, rng.below(i as u64 + 1) as usize);
+        }
+        let mut writes = Vec::new();
+        for (n, spot) in order.iter().enumerate() {
+            let victim = rng.below(spots.len() as u64) as usize;
+            let value = rng.next() as u32;
+            // Half of them hit bytes that no instruction has.
+            let offset = if rng.below(2) == 0 { spots[victim] + 1 } else { spots[victim] + 40 };
+            writes.push((*spot, victim, value, offset == spots[victim] + 1));
+            let at = spots[*spot];
+            let next = order.get(n + 1).map_or(0x1FF0, |next| spots[*next]);
+            // add eax, adds; mov dword [CODE + offset], value; jmp next
+            let mut bytes = vec![0x05, 1, 0, 0, 0, 0xC7, 0x04, 0x25];
+            bytes.extend((CODE as u32 + offset as u32).to_le_bytes());
+            bytes.extend(value.to_le_bytes());
+            bytes.push(0xE9);
+            bytes.extend((next as i32 - (at + bytes.len() + 4) as i32).to_le_bytes());
+            code[at..at + bytes.len()].copy_from_slice(&bytes);
+        }
+        // dec ecx; jz over the jump; jmp to the first; hlt
+        let mut end = vec![0xFF, 0xC9, 0x74, 5, 0xE9];
+        end.extend((spots[order[0]] as i32 - (0x1FF0 + 9)).to_le_bytes());
+        end.push(0xF4);
+        code[0x1FF0..0x1FF0 + end.len()].copy_from_slice(&end);
+        let mut guest = Guest::long(&code);
+        guest.state.rip = CODE + spots[order[0]] as u64;
+        guest.state.gpr[1] = 3;
+        let state = guest.run(&NoIo::default());
+        for _ in 0..3 {
+            for (spot, victim, value, hits) in &writes {
+                sum = sum.wrapping_add(adds[*spot]);
+                if *hits {
+                    adds[*victim] = *value;
+                }
+            }
+        }
+        assert_eq!(state.gpr[0] as u32, sum, "seed {seed}");
+    }
+}
+
+#[test]
 fn an_instruction_across_pages_follows_its_second_page() {
     // At the end of the page: mov eax, 0x11111111; then hlt in the next page.
     let mut guest = Guest::long(&[]);
@@ -278,6 +331,111 @@ fn watchpoints_and_breakpoints() {
     guest.state.debug.control = 0x400 | 1 << 2;
     let after = guest.run(&NoIo::default());
     assert_eq!(guest.exception(&after), (1, 0, CODE + 2));
+}
+
+#[test]
+fn a_port_breakpoint_traps_behind_the_access() {
+    // in al, 0x61; nop; hlt
+    let mut guest = Guest::long(&[0xE4, 0x61, 0x90, 0xF4]);
+    guest.state.debug.address[2] = 0x60;
+    // Two bytes, enabled: 0x60 and 0x61.
+    guest.state.debug.control = 0x400 | 1 << 4 | 0x6 << 24;
+    guest.state.cr4 |= 8;
+    let after = guest.run(&NoIo::default());
+    assert_eq!(guest.exception(&after), (1, 0, CODE + 2));
+    assert_eq!(after.debug.status & 0xF, 4);
+    // Without CR4.DE there are no such breakpoints.
+    guest.state.cr4 &= !8;
+    assert_eq!(guest.run(&NoIo::default()).rip, CODE + 4);
+}
+
+#[test]
+fn a_watchpoint_that_is_not_enabled_does_not_trap() {
+    // mov [rdi], eax; hlt
+    let mut guest = Guest::long(&[0x89, 0x07, 0xF4]);
+    guest.state.gpr[7] = DATA;
+    guest.state.debug.address = [DATA, DATA + 64, 0, 0];
+    // Only the second is enabled.
+    guest.state.debug.control = 0x400 | 1 << 2 | 0xDD << 16;
+    assert_eq!(guest.run(&NoIo::default()).rip, CODE + 3);
+}
+
+/// A TSS for entering ring 0, and ring 3 as the state to begin with.
+fn ring3(guest: &mut Guest) {
+    const TSS: u64 = 0x3_7000;
+    guest.put(TSS + 4, STACK);
+    let s = &mut guest.state;
+    s.segments.tr = Segment { selector: 0x28, base: TSS, limit: 0x67, attributes: 0x8B };
+    s.segments.cs = segment(0x33, 0xA0FB);
+    s.segments.ss = segment(0x3B, 0xC0F3);
+    s.segments.ds = segment(0x3B, 0xC0F3);
+    s.gpr[4] = DATA + 0x800;
+}
+
+#[test]
+fn alignment_is_checked_where_it_was_asked_for() {
+    // mov eax, [rdi]; ud2
+    let mut guest = Guest::long(&[0x8B, 0x07, 0x0F, 0x0B]);
+    ring3(&mut guest);
+    const AM: u64 = 1 << 18;
+    const AC: u64 = 1 << 18;
+    for (cr0, flags, address, vector) in [
+        (AM, AC, DATA + 2, 17),
+        (AM, AC, DATA + 4, 6),
+        (AM, 0, DATA + 2, 6),
+        (0, AC, DATA + 2, 6),
+        // Across pages; and a page fault comes first.
+        (AM, AC, DATA + 0xFFE, 17),
+        (AM, AC, 0x4000_0002, 14),
+    ] {
+        guest.state.cr0 = guest.state.cr0 & !AM | cr0;
+        guest.state.rflags = 2 | flags;
+        guest.state.gpr[7] = address;
+        let after = guest.run(&NoIo::default());
+        let (is, error, _) = guest.exception(&after);
+        assert_eq!(is, vector, "CR0 {cr0:x} flags {flags:x} at {address:x}");
+        assert_eq!(error, if vector == 14 { 4 } else { 0 });
+    }
+    // A locked access, and the supervisor, whom nobody checks.
+    guest.ram.write(CODE, &[0xF0, 0xFF, 0x07, 0x0F, 0x0B]).unwrap();
+    guest.state.gpr[7] = DATA + 1;
+    let after = guest.run(&NoIo::default());
+    assert_eq!(guest.exception(&after).0, 17);
+    guest.state.segments.cs = segment(8, 0xA09B);
+    guest.state.segments.ss = segment(16, 0xC093);
+    guest.state.gpr[4] = STACK;
+    let after = guest.run(&NoIo::default());
+    assert_eq!(guest.exception(&after).0, 6);
+}
+
+#[test]
+fn the_kvm_clock_page_says_how_the_tsc_becomes_time() {
+    // wrmsr; rdtsc; shl rdx, 32; or rax, rdx; hlt
+    let code = [0x0F, 0x30, 0x0F, 0x31, 0x48, 0xC1, 0xE2, 0x20, 0x48, 0x09, 0xD0, 0xF4];
+    let mut guest = Guest::long(&code);
+    guest.state.gpr[1] = 0x4B56_4D01;
+    guest.state.gpr[0] = (DATA + 8) | 1;
+    let before = guest.accel.clock().unwrap().nanos;
+    let after = guest.run(&NoIo::default());
+    let word = |at: u64| guest.get(DATA + 8 + at);
+    let (version, began, base) = (word(0) as u32, word(8), word(16));
+    let (multiplier, shift, flags) =
+        (word(24) as u32, (word(24) >> 32) as i8, (word(24) >> 40) as u8);
+    assert_eq!((version % 2, flags), (0, 1));
+    assert!(version > 0 && shift >= 0);
+    let ticks = u128::from(after.gpr[0].wrapping_sub(began) << shift);
+    let now = base.wrapping_add(((ticks * u128::from(multiplier)) >> 32) as u64);
+    assert!((before..=guest.accel.clock().unwrap().nanos).contains(&now));
+
+    // It is saved; where CPUID does not offer it, there is no such MSR.
+    guest.state = guest.vcpu.save().unwrap();
+    assert_eq!(guest.state.msrs[&0x4B56_4D01], (DATA + 8) | 1);
+    (guest.state.rip, guest.state.mp_state) = (CODE, MpState::Runnable);
+    guest.state.gpr = [0; 16];
+    (guest.state.gpr[1], guest.state.gpr[4]) = (0x4B56_4D01, STACK);
+    guest.state.cpuid.get_mut(0x4000_0001, 0).unwrap().eax = 0;
+    let after = guest.run(&NoIo::default());
+    assert_eq!(guest.exception(&after), (13, 0, CODE));
 }
 
 #[test]

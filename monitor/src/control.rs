@@ -9,7 +9,8 @@ use std::io::{self, Write};
 use crate::block::{BlockAction, BlockInfo, BlockStatsReply};
 use crate::error::CommandError;
 use crate::state::{
-    Chardev, Cpu, IoApic, IrqStats, Kvm, LocalApic, MemoryTree, Pic, Registers, RunState, Version,
+    Chardev, Cpu, Icount, IoApic, IrqStats, Kvm, LocalApic, MemoryTree, Pic, Registers, RunState,
+    Version,
 };
 use crate::virtio::{Balloon, VirtioInfo, VirtioQueue, VirtioStatus};
 
@@ -23,6 +24,8 @@ pub trait Control {
     fn uuid(&self) -> [u8; 16];
     /// Whether KVM runs the vCPUs, and whether it could.
     fn kvm(&self) -> Kvm;
+    /// The instructions executed and the VM clock; `None` where the accelerator does not count.
+    fn icount(&mut self) -> Option<Icount>;
     /// The character devices, in the order in which they were made.
     fn chardevs(&self) -> Vec<Chardev>;
 

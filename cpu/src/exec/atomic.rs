@@ -14,6 +14,7 @@ use crate::cpu::{Cpu, RAX, RBX, RCX, RDX};
 use crate::fault::Res;
 use crate::int::{Int, by_size};
 use crate::ops::alu::{Alu, Cmp};
+use crate::phys::Span;
 
 pub(super) fn find(mnemonic: Mnemonic) -> Option<Exec> {
     use Mnemonic as M;
@@ -145,7 +146,7 @@ impl Cpu {
             self.flags = flags;
         }
         if let Some(page) = place.page {
-            self.wrote_code(page, place.phys);
+            self.wrote(page, Span::new(place.phys, size));
         }
         Ok(())
     }
@@ -247,7 +248,7 @@ fn cmpxchg_wide(cpu: &mut Cpu, instr: &Instruction, half: u64) -> Res {
                 // the same offset in its page, is aligned.
                 let seen = unsafe { cmpxchg_16(host.as_ptr(), wanted, new) };
                 if let Some(page) = place.page {
-                    cpu.wrote_code(page, place.phys);
+                    cpu.wrote(page, Span::new(place.phys, 16));
                 }
                 seen
             }

@@ -6,13 +6,14 @@
 //! guest on several vCPUs sees the host's memory order, which is x86's own.
 
 use std::ptr::NonNull;
+use std::sync::atomic::{Ordering, fence};
 
 use crate::cpu::{Cpu, Todo};
 use crate::fault::{Res, vector};
 use crate::int::Int;
 use crate::mmu::tlb::{Allow, Rights};
 use crate::mmu::walk::{Access, Kind};
-use crate::phys::Page;
+use crate::phys::{Page, Span};
 
 /// A value in guest memory, at any alignment.
 #[derive(Clone, Copy)]
@@ -31,6 +32,11 @@ impl Place {
     pub(crate) fn host(&self) -> Option<*mut u8> {
         // SAFETY: the offset stays within the page.
         self.page.map(|page| unsafe { page.host.add((self.phys & 0xFFF) as usize) })
+    }
+
+    /// Whether a write ends in memory: no device sees it.
+    fn is_plain(&self) -> bool {
+        self.page.is_some_and(|page| !page.readonly)
     }
 }
 
@@ -73,6 +79,15 @@ impl Cpu {
     #[inline(never)]
     fn store_slow(&mut self, linear: u64, value: u64, size: u64) -> Res {
         let bytes = value.to_le_bytes();
+        let cold = self.tlb.cold(linear);
+        if cold.guarded == self.tlb.tag(linear.wrapping_add(size - 1))
+            && let Some(page) = self.phys.page(cold.phys)
+            && self.phys.code(page) != 0
+        {
+            let place = Place { phys: cold.phys | linear & 0xFFF, page: Some(page) };
+            self.write_place(place, &bytes[..size as usize]);
+            return Ok(());
+        }
         self.write_as(linear, &bytes[..size as usize], self.data_access(true))
     }
 
@@ -126,10 +141,18 @@ impl Cpu {
         let place = self.translate(linear, access)?;
         if first < data.len() {
             let rest = self.translate(self.wrap(linear.wrapping_add(first as u64)), access)?;
+            self.check_alignment(linear, data.len(), access)?;
+            if place.page.is_none() || rest.page.is_none() {
+                self.alone()?;
+            }
             let (a, b) = data.split_at_mut(first);
             self.read_place(place, a);
             self.read_place(rest, b);
         } else {
+            self.check_alignment(linear, data.len(), access)?;
+            if place.page.is_none() {
+                self.alone()?;
+            }
             self.read_place(place, data);
         }
         Ok(())
@@ -142,11 +165,29 @@ impl Cpu {
         let place = self.translate(linear, access)?;
         if first < data.len() {
             let rest = self.translate(self.wrap(linear.wrapping_add(first as u64)), access)?;
+            self.check_alignment(linear, data.len(), access)?;
+            if !place.is_plain() || !rest.is_plain() {
+                self.alone()?;
+            }
             let (a, b) = data.split_at(first);
             self.write_place(place, a);
             self.write_place(rest, b);
         } else {
+            self.check_alignment(linear, data.len(), access)?;
+            if !place.is_plain() {
+                self.alone()?;
+            }
             self.write_place(place, data);
+        }
+        Ok(())
+    }
+
+    /// Raises #AC for a misaligned word, doubleword or quadword where that is checked. Larger
+    /// operands have rules of their own.
+    fn check_alignment(&mut self, linear: u64, size: usize, access: Access) -> Res {
+        let checked = access.user && matches!(size, 2 | 4 | 8) && self.checks_alignment();
+        if checked && linear & (size as u64 - 1) != 0 {
+            return self.raise_error(vector::AC, 0);
         }
         Ok(())
     }
@@ -174,18 +215,28 @@ impl Cpu {
         let page = if self.apic_page(walk.phys) { None } else { self.phys.page(walk.phys) };
         if let Some(page) = page {
             let rights = match access {
+                Access { user: true, .. } if self.checks_alignment() => Rights::UserAligned,
                 Access { user: true, .. } => Rights::User,
                 Access { smap: true, .. } => Rights::Supervisor,
                 _ if self.cr4 & crate::cpu::cr4::SMAP == 0 => Rights::Supervisor,
                 _ => Rights::SupervisorAc,
             };
-            let write = walk.write && !page.readonly && !self.phys.has_code(page);
+            let writable = walk.write && !page.readonly;
+            if writable {
+                self.phys.note_writer(page, self.id);
+            }
+            let code = self.phys.code(page) != 0;
+            let write = writable && !code;
             if write {
                 self.phys.mark_dirty(page);
             }
-            let watched = self.watched_page(linear);
-            let allow =
-                Allow { read: walk.read && !watched, write: write && !watched, exec: walk.exec };
+            let watched = self.watched_page(linear) || rights == Rights::UserAligned;
+            let allow = Allow {
+                read: walk.read && !watched,
+                write: write && !watched,
+                exec: walk.exec,
+                guarded: writable && code && !watched,
+            };
             let (global, large) = (walk.global, walk.large);
             self.tlb.insert(rights, linear, walk.phys, page.host as u64, allow, global, large);
         }
@@ -193,7 +244,7 @@ impl Cpu {
     }
 
     /// Reads from one page.
-    fn read_place(&mut self, place: Place, data: &mut [u8]) {
+    pub(crate) fn read_place(&mut self, place: Place, data: &mut [u8]) {
         match place.host() {
             // SAFETY: `host` points into a page of guest memory, and the caller stays within it.
             Some(host) => unsafe { copy_from_guest(host, data) },
@@ -209,19 +260,27 @@ impl Cpu {
                 // within it.
                 unsafe { copy_to_guest(page.host.add((place.phys & 0xFFF) as usize), data) };
                 self.phys.mark_dirty(page);
-                self.wrote_code(page, place.phys);
+                self.wrote(page, Span::new(place.phys, data.len() as u64));
             }
             _ => self.mmio_write(place.phys, data),
         }
     }
 
-    /// After a write to `page`: has every vCPU drop the code that it holds of it.
-    pub(crate) fn wrote_code(&mut self, page: Page, phys: u64) {
-        if self.phys.clear_code(page) {
-            let phys = phys & !0xFFF;
-            self.drop_code(phys);
-            self.shared.tell_others(&self.mailbox, Todo::DropCode(phys));
+    /// After a write to `span` of `page`: has every vCPU drop the code that it holds of it.
+    pub(crate) fn wrote(&mut self, page: Page, span: Span) {
+        // Another vCPU marks the line, then reads the code; here it is written, then looked for.
+        fence(Ordering::SeqCst);
+        if self.phys.code(page) & span.lines() != 0 {
+            self.wrote_code(page, span);
         }
+    }
+
+    #[cold]
+    fn wrote_code(&mut self, page: Page, span: Span) {
+        // The mark stays where this vCPU holds code beside what was written.
+        let remain = self.drop_code(span);
+        self.phys.clear_code(page, span.lines() & !remain);
+        self.shared.tell_others(&self.mailbox, Todo::DropCode(span.whole_lines()));
     }
 
     fn mmio_read(&mut self, phys: u64, data: &mut [u8]) {
@@ -267,12 +326,19 @@ impl Cpu {
         let linear = self.wrap(linear);
         self.watch(linear, size, Kind::Write);
         let place = self.translate(linear, access)?;
-        if self.room(linear) < size as usize {
+        let crosses = self.room(linear) < size as usize;
+        if crosses {
             self.translate(self.wrap(linear.wrapping_add(size - 1) & !0xFFF), access)?;
+        }
+        self.check_alignment(linear, size as usize, access)?;
+        if crosses {
             return Ok(None);
         }
-        let writable = place.page.is_some_and(|page| !page.readonly);
-        Ok(place.host().filter(|_| writable).and_then(NonNull::new).map(|host| (host, place)))
+        Ok(place
+            .host()
+            .filter(|_| place.is_plain())
+            .and_then(NonNull::new)
+            .map(|host| (host, place)))
     }
 }
 

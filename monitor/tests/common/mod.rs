@@ -12,8 +12,8 @@ use monitor::block::{
     IoLimits,
 };
 use monitor::state::{
-    AddressSpace, Chardev, Cpu, FpReg, IoApic, IrqStats, Kvm, LocalApic, MemoryRegion, MemoryTree,
-    Pic, RegionKind, Registers, RunState, Segment, TableRegister, Version,
+    AddressSpace, Chardev, Cpu, FpReg, Icount, IoApic, IrqStats, Kvm, LocalApic, MemoryRegion,
+    MemoryTree, Pic, RegionKind, Registers, RunState, Segment, TableRegister, Version,
 };
 use monitor::virtio::{Balloon, Features, Statuses, VirtioInfo, VirtioQueue, VirtioStatus};
 use monitor::{CommandError, Control};
@@ -287,6 +287,10 @@ impl Control for Fake {
 
     fn kvm(&self) -> Kvm {
         Kvm { enabled: false, present: true }
+    }
+
+    fn icount(&mut self) -> Option<Icount> {
+        Some(Icount { instructions: 1_000_000, nanos: 5_000_000_004, step: Some(4) })
     }
 
     fn chardevs(&self) -> Vec<Chardev> {

@@ -127,6 +127,11 @@ impl Machine {
         &self.map
     }
 
+    /// The VM clock.
+    pub fn clock(&self) -> &Clock {
+        &self.clock
+    }
+
     /// The vCPUs.
     pub fn vcpus(&self) -> &Vcpus {
         &self.vcpus
@@ -422,6 +427,7 @@ impl Machine {
                     disks: &self.disks,
                     devices: &[],
                     cpus: self.config.topology.cpus,
+                    seed: self.config.seed,
                     requests: &self.requests,
                 };
                 let slot = self.virtio.plug_pci(&spec, pci, &backends)?;

@@ -3,7 +3,7 @@
 use std::fmt::Write;
 use std::sync::Arc;
 
-use board::{Attach, GuestRam, Slot, Width};
+use board::{Attach, Entropy, GuestRam, Slot, Width};
 use devices::block::Disks;
 use devices::chardev::Chardevs;
 use devices::virtio::VirtioDevice;
@@ -12,7 +12,7 @@ use devices::virtio::blk::{Blk, BlkOptions};
 use devices::virtio::console::{Console, MAX_PORTS, PortSpec};
 use devices::virtio::mmio::{MmioParts, VirtioMmio};
 use devices::virtio::pci::{PciParts, VirtioPci};
-use devices::virtio::rng::{HostEntropy, Rng};
+use devices::virtio::rng::Rng;
 
 use monitor::Event;
 
@@ -83,6 +83,8 @@ pub(super) struct Backends<'a> {
     pub(super) devices: &'a [DeviceSpec],
     /// vCPUs.
     pub(super) cpus: u32,
+    /// `--seed`.
+    pub(super) seed: Option<u64>,
     /// Where events go that QMP's clients hear of.
     pub(super) requests: &'a Arc<Requests>,
 }
@@ -97,9 +99,10 @@ fn make(
     on_pci: bool,
     backends: &Backends<'_>,
     attach: &Attach,
+    name: &str,
 ) -> Result<Box<dyn VirtioDevice>, Error> {
     Ok(match &spec.kind {
-        VirtioKind::Rng => Box::new(Rng::new(Box::new(HostEntropy))),
+        VirtioKind::Rng => Box::new(Rng::new(Entropy::new(backends.seed, name))),
         VirtioKind::Block { drive, serial, queues, queue_size, rerror, werror, blocks } => {
             let auto = if on_pci { backends.cpus.min(MAX_AUTO_QUEUES) as u16 } else { 1 };
             let queues = queues.unwrap_or(auto);
@@ -201,7 +204,7 @@ impl VirtioDevices {
         let path = self.path(spec);
         let slot = pci.plug_card(spec.id.as_deref(), spec.addr, |lines, parts| {
             Slot::try_plug(name.as_str(), &parts.events, |attach| {
-                let device = make(spec, &path, true, backends, attach)?;
+                let device = make(spec, &path, true, backends, attach, &name)?;
                 let ram = parts.ram.clone();
                 let parts = PciParts { ram, lines, options: spec.options, vectors: spec.vectors };
                 VirtioPci::new(device, parts, attach).map_err(Error::host("make a virtio device"))
@@ -258,6 +261,7 @@ impl Board<'_> {
             disks,
             devices: &config.devices,
             cpus: config.topology.cpus,
+            seed: config.seed,
             requests: &requests,
         };
         let on_mmio = config.machine == MachineKind::Microvm;
@@ -306,7 +310,7 @@ impl Board<'_> {
         let name = self.virtio.name(spec);
         let path = self.virtio.path(spec);
         let slot = Slot::try_plug(name.as_str(), self.events, |attach| {
-            let device = make(spec, &path, false, backends, attach)?;
+            let device = make(spec, &path, false, backends, attach, &name)?;
             VirtioMmio::new(device, parts, attach).map_err(Error::host("make a virtio device"))
         })?;
         self.slots.push(slot.clone());
