@@ -226,7 +226,7 @@ impl Disk {
     /// # Errors
     /// When the size is not a multiple of 512, or the image cannot have it.
     pub fn resize(&self, size: u64) -> Result<(), BlockError> {
-        if size % 512 != 0 {
+        if !size.is_multiple_of(512) {
             return Err(BlockError::Refused(format!(
                 "a disk of {size} bytes has no whole number of sectors: give a multiple of 512"
             )));

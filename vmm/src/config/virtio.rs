@@ -148,7 +148,7 @@ pub(super) fn blk_for(drive: &str) -> Result<DeviceSpec, ConfigError> {
 pub(super) const TYPES: &[DeviceType] = &[
     DeviceType {
         name: "virtio-balloon",
-        help: "takes memory from the guest and gives it back, on PCI or MMIO as the machine has it",
+        help: "takes memory from the guest and gives it back, on PCI or MMIO",
         props: BALLOON_PCI,
         parse: |props| device(props, "virtio-balloon", Transport::Machine, balloon),
     },
@@ -202,7 +202,7 @@ pub(super) const TYPES: &[DeviceType] = &[
     },
     DeviceType {
         name: "virtio-serial",
-        help: "terminals and ports (virtconsole, virtserialport), on PCI or MMIO as the machine has it",
+        help: "terminals and ports (virtconsole, virtserialport), on PCI or MMIO",
         props: SERIAL_PCI,
         parse: |props| device(props, "virtio-serial", Transport::Machine, serial),
     },
