@@ -6,6 +6,7 @@
 
 use std::io::{self, Write};
 
+use crate::block::{BlockAction, BlockInfo, BlockStatsReply};
 use crate::error::CommandError;
 use crate::state::{
     Chardev, Cpu, Icount, IoApic, IrqStats, Kvm, LocalApic, MemoryTree, PciBus, Pic, Registers,
@@ -78,6 +79,16 @@ pub trait Control {
     fn pics(&mut self) -> Vec<Pic>;
     /// The I/O APICs; empty on a machine without.
     fn io_apics(&mut self) -> Vec<IoApic>;
+
+    /// The drives.
+    fn block_devices(&mut self) -> Vec<BlockInfo>;
+    /// What the drives have done.
+    fn block_stats(&mut self) -> Vec<BlockStatsReply>;
+    /// Changes a drive.
+    ///
+    /// # Errors
+    /// [`CommandError::Refused`] with the cause and the next step.
+    fn block_action(&mut self, action: BlockAction) -> Result<(), CommandError>;
 
     /// The virtio devices.
     fn virtio_devices(&mut self) -> Vec<VirtioInfo>;

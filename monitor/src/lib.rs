@@ -6,6 +6,7 @@
 //! that scripts written for its monitor go on working.
 
 mod args;
+pub mod block;
 mod commands;
 mod complete;
 mod control;
@@ -32,7 +33,7 @@ pub use args::{Args, Value};
 pub use control::Control;
 pub use disas::{Instruction, instruction};
 pub use error::CommandError;
-pub use event::{Cause, Event, PanicAction};
+pub use event::{BlockIoError, Cause, Event, PanicAction};
 pub use format::{Format, Style};
 pub use hmp::Hmp;
 pub use qmp::Qmp;

@@ -3,6 +3,7 @@
 
 use serde::Serialize;
 
+use crate::block::{BlockInfo, BlockStatsReply};
 use crate::disas::Instruction;
 use crate::format::Style;
 use crate::state::{
@@ -66,6 +67,10 @@ pub enum Reply {
     Port(PortRead),
     /// `sum`
     Checksum(u16),
+    /// `info block`
+    Block(Vec<BlockInfo>),
+    /// `info blockstats`
+    BlockStats(Vec<BlockStatsReply>),
     /// `info virtio`
     Virtio(Vec<VirtioInfo>),
     /// `info virtio-status`

@@ -248,6 +248,18 @@ pub(crate) mod types {
         &[member("guest", Type::Bool), member("reason", SHUTDOWN_CAUSE)];
     /// The data of BALLOON_CHANGE
     pub(crate) const BALLOON_CHANGE: &[Member] = &[member("actual", Type::Int)];
+    /// The data of BLOCK_IO_ERROR
+    pub(crate) const BLOCK_IO_ERROR: &[Member] = &[
+        member("device", Type::Str),
+        member("operation", IO_OPERATION),
+        member("action", BLOCK_ERROR_ACTION),
+        member("nospace", Type::Bool),
+        member("reason", Type::Str),
+    ];
+    const IO_OPERATION: Type =
+        Type::Enum(&Enum { name: "IoOperationType", values: &["read", "write"] });
+    const BLOCK_ERROR_ACTION: Type =
+        Type::Enum(&Enum { name: "BlockErrorAction", values: &["ignore", "report", "stop"] });
     /// The data of DEVICE_DELETED
     pub(crate) const DEVICE_DELETED: &[Member] =
         &[Member::optional("device", Type::Str), member("path", Type::Str)];

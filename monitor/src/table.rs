@@ -180,6 +180,7 @@ pub fn commands() -> impl Iterator<Item = &'static Command> {
         topics::memory::COMMANDS,
         topics::io::COMMANDS,
         topics::virtio::COMMANDS,
+        topics::block::COMMANDS,
         topics::protocol::COMMANDS,
     ]
     .into_iter()

@@ -77,6 +77,17 @@ pub struct Cli {
     /// Give the guest a file: name=opt/NAME,file=PATH or ,string=TEXT
     #[arg(long = "fw_cfg", alias = "fw-cfg", value_name = "name=", help_heading = "Machine")]
     pub fw_cfg: Vec<String>,
+    /// A disk: file=FILE,format=raw|qcow2,if=virtio|none,id=,readonly=on,cache=,aio=,discard=unmap,
+    /// snapshot=on,werror=,rerror=,bps=,iops=,serial=
+    #[arg(long, value_name = "file=FILE", help_heading = "Disks")]
+    pub drive: Vec<String>,
+    /// A disk for --device virtio-blk,drive=NAME: driver=qcow2,node-name=NAME,file.filename=FILE
+    #[arg(long, value_name = "driver=,node-name=", help_heading = "Disks")]
+    pub blockdev: Vec<String>,
+    /// All drives write to files that are thrown away
+    #[arg(long, help_heading = "Disks")]
+    pub snapshot: bool,
+
     /// The machine's name
     #[arg(long, value_name = "NAME", help_heading = "Machine")]
     pub name: Option<String>,

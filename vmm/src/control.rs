@@ -5,6 +5,7 @@ use std::io::{self, Write};
 
 use board::Bus;
 use board::memory::MemoryMap;
+use monitor::block::{BlockAction, BlockInfo, BlockStatsReply};
 use monitor::state::{
     AddressSpace, Assists, Chardev, Cpu, Icount, IoApic, IrqStats, Kvm, LocalApic, MemoryRegion,
     MemoryTree, PciBus, Pic, RegionKind, Registers, RunState, Version,
@@ -13,7 +14,7 @@ use monitor::virtio::{Balloon, VirtioInfo, VirtioQueue, VirtioStatus};
 use monitor::{Cause, CommandError, Control};
 
 use crate::machine::Machine;
-use crate::{inspect, paging};
+use crate::{block, inspect, paging};
 
 impl Control for Machine {
     fn version(&self) -> Version {
@@ -203,6 +204,26 @@ impl Control for Machine {
             redirection: view.entries.to_vec(),
             irr: view.irr,
         }]
+    }
+
+    fn block_devices(&mut self) -> Vec<BlockInfo> {
+        block::devices(self.disks())
+    }
+
+    fn block_stats(&mut self) -> Vec<BlockStatsReply> {
+        block::stats(self.disks())
+    }
+
+    fn block_action(&mut self, action: BlockAction) -> Result<(), CommandError> {
+        if self.config().sandbox
+            && matches!(
+                action,
+                BlockAction::Add(_) | BlockAction::Change { .. } | BlockAction::Commit(_)
+            )
+        {
+            return Err(CommandError::Refused("--sandbox on lets vmm open no files".to_owned()));
+        }
+        block::act(self.disks(), action)
     }
 
     fn virtio_devices(&mut self) -> Vec<VirtioInfo> {

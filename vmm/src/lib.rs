@@ -3,6 +3,7 @@
 pub mod accel;
 pub mod acpi;
 pub mod app;
+mod block;
 pub mod boot;
 pub mod cli;
 pub mod config;

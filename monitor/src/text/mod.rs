@@ -1,5 +1,6 @@
 //! Replies as HMP prints them: line for line what QEMU's monitor prints, since scripts read it.
 
+mod block;
 mod chips;
 mod cpu;
 mod memory;
@@ -61,6 +62,8 @@ fn write_reply(out: &mut String, reply: &Reply) -> fmt::Result {
         Reply::Value(printed) => memory::printed(out, *printed),
         Reply::Port(read) => port(out, read),
         Reply::Checksum(sum) => writeln!(out, "{sum:05}"),
+        Reply::Block(all) => block::info(out, all),
+        Reply::BlockStats(all) => block::stats(out, all),
         Reply::Virtio(all) => virtio::devices(out, all),
         Reply::VirtioStatus(one) => virtio::status(out, one),
         Reply::VirtioQueue(one) => virtio::queue(out, one),

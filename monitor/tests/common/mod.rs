@@ -7,6 +7,10 @@ use std::collections::BTreeMap;
 use std::io::{self, Write};
 use std::rc::Rc;
 
+use monitor::block::{
+    BlockAction, BlockCache, BlockCounters, BlockImage, BlockInfo, BlockInserted, BlockStatsReply,
+    IoLimits,
+};
 use monitor::state::{
     AddressSpace, Chardev, Cpu, FpReg, Icount, IoApic, IrqStats, Kvm, LocalApic, MemoryRegion,
     MemoryTree, PciBus, PciClass, PciDevice, PciId, PciRegion, Pic, RegionKind, Registers,
@@ -471,6 +475,57 @@ impl Control for Fake {
 
     fn io_apics(&mut self) -> Vec<IoApic> {
         self.io_apics.clone()
+    }
+
+    fn block_devices(&mut self) -> Vec<BlockInfo> {
+        vec![
+            BlockInfo {
+                device: "virtio0".to_owned(),
+                qdev: Some(VIRTIO.to_owned()),
+                kind: "unknown",
+                removable: false,
+                locked: false,
+                inserted: Some(BlockInserted {
+                    file: "disk.qcow2".to_owned(),
+                    node_name: "#block100".to_owned(),
+                    ro: false,
+                    drv: "qcow2",
+                    backing_file: Some("base.raw".to_owned()),
+                    backing_file_depth: 1,
+                    encrypted: false,
+                    detect_zeroes: "off",
+                    limits: IoLimits { iops: 100, ..IoLimits::default() },
+                    image: BlockImage {
+                        filename: "disk.qcow2".to_owned(),
+                        format: "qcow2",
+                        virtual_size: 1 << 30,
+                        actual_size: 1 << 20,
+                        cluster_size: Some(65536),
+                        backing_filename: Some("base.raw".to_owned()),
+                    },
+                    cache: BlockCache { writeback: true, direct: true, no_flush: false },
+                    write_threshold: 0,
+                }),
+            },
+            BlockInfo {
+                device: "none0".to_owned(),
+                qdev: None,
+                kind: "unknown",
+                removable: false,
+                locked: false,
+                inserted: None,
+            },
+        ]
+    }
+
+    fn block_stats(&mut self) -> Vec<BlockStatsReply> {
+        let stats = BlockCounters { rd_bytes: 512, rd_operations: 1, ..BlockCounters::default() };
+        vec![BlockStatsReply { device: "virtio0".to_owned(), qdev: None, stats }]
+    }
+
+    fn block_action(&mut self, action: BlockAction) -> Result<(), CommandError> {
+        self.log.push(format!("{action:?}"));
+        Ok(())
     }
 
     fn virtio_devices(&mut self) -> Vec<VirtioInfo> {

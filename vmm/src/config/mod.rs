@@ -1,6 +1,7 @@
 //! What the command line asks for, understood and checked.
 
 mod device;
+mod drive;
 mod error;
 mod help;
 mod icount;
@@ -19,6 +20,7 @@ use crate::cpuid::{CpuModel, Topology};
 use crate::suggest::nearest;
 
 pub use device::{DeviceSpec, PciKind, PciSpec};
+pub use drive::{DriveSpec, Interface};
 pub use error::ConfigError;
 pub use help::help;
 pub use icount::Icount;
@@ -95,6 +97,8 @@ pub struct Config {
     pub cpu: CpuModel,
     /// The accelerator.
     pub accel: AccelChoice,
+    /// Disks.
+    pub drives: Vec<DriveSpec>,
     /// The VM clock follows the instructions executed.
     pub icount: Option<Icount>,
     /// Where the guest's random numbers come from, if not from the host.
@@ -184,7 +188,13 @@ impl Config {
             list.iter().map(|text| Ok(BackendSpec::parse(text)?)).collect()
         };
         let escape = props::parse_number(&cli.echr).and_then(|n| u8::try_from(n).ok());
+        let drives = parse_drives(&cli)?;
+        let mut devices = implied_devices(&drives)?;
+        for text in &cli.device {
+            devices.push(DeviceSpec::parse(text)?);
+        }
         let config = Self {
+            drives,
             memory: parse_memory(&cli.memory)?,
             topology,
             machine,
@@ -193,13 +203,9 @@ impl Config {
             pci,
             cpu: cli.cpu.parse()?,
             accel,
+            devices,
             icount,
             seed: seed.transpose()?,
-            devices: cli
-                .device
-                .iter()
-                .map(|text| DeviceSpec::parse(text))
-                .collect::<Result<_, _>>()?,
             rtc: RtcConfig::parse(cli.rtc.as_deref().unwrap_or_default(), icount.is_some())?,
             fw_cfg: cli.fw_cfg.iter().map(|text| parse_fw_cfg(text)).collect::<Result<_, _>>()?,
             name: cli.name.as_deref().map(parse_name),
@@ -255,6 +261,27 @@ impl Config {
         }
         Ok(())
     }
+}
+
+/// All drives, in the order in which they are given.
+fn parse_drives(cli: &Cli) -> Result<Vec<DriveSpec>, ConfigError> {
+    let mut drives: Vec<DriveSpec> = Vec::new();
+    for text in &cli.drive {
+        let count = |interface| drives.iter().filter(|drive| drive.interface == interface).count();
+        let mut drive = DriveSpec::parse(text, count)?;
+        if let Some(image) = drive.options.image.as_mut().filter(|_| cli.snapshot) {
+            image.snapshot = true;
+        }
+        drives.push(drive);
+    }
+    drives.extend(drive::parse_blockdevs(&cli.blockdev)?);
+    Ok(drives)
+}
+
+/// The devices that drives with if=virtio ask for.
+fn implied_devices(drives: &[DriveSpec]) -> Result<Vec<DeviceSpec>, ConfigError> {
+    let ours = drives.iter().filter(|drive| drive.interface == Interface::Virtio);
+    ours.map(|drive| virtio::blk_for(&drive.options.id)).collect()
 }
 
 fn bad(option: &str, value: &str, expected: &str) -> ConfigError {

@@ -12,6 +12,7 @@ use board::system::A20Gate;
 use board::{
     Accel, Attach, Bus, Device, GuestRam, IrqLine, LoopHandle, Region, Slot, SystemControl, Width,
 };
+use devices::block::Disks;
 use devices::chardev::{BackendKind, CharPort, Chardev, Chardevs, Host, HotKey};
 use devices::chip::acpi_pm::{self, AcpiPm};
 use devices::chip::debug_exit::DebugExit;
@@ -245,6 +246,7 @@ impl Board<'_> {
         &mut self,
         spec: &DeviceSpec,
         chardevs: &Chardevs,
+        disks: &Disks,
         config: &Config,
         pci: Option<&mut Pci>,
     ) -> Result<Option<SerialPort>, Error> {
@@ -274,7 +276,7 @@ impl Board<'_> {
                     .plug_serial(format!("serial-{chardev}"), *iobase, *irq, port)
                     .map(Some);
             }
-            DeviceSpec::Virtio(spec) => self.plug_virtio(spec, config, pci, chardevs)?,
+            DeviceSpec::Virtio(spec) => self.plug_virtio(spec, config, pci, chardevs, disks)?,
             // It is made with its virtio-serial.
             DeviceSpec::VirtioPort(port) => virtio::check_port(port, &config.devices)?,
             DeviceSpec::Pvpanic { ioport } => {
@@ -489,8 +491,20 @@ impl Machine {
         if config.machine == MachineKind::Pc {
             board.plug_fw_cfg(&config, &ram)?;
         }
+        let on_error = requests.clone();
+        let disks =
+            Disks::new(Arc::new(move |report| on_error.disk_error(report)), Arc::new(report::note));
+        for drive in &config.drives {
+            disks.add(drive.options.clone())?;
+        }
         for spec in &config.devices {
-            serial_ports.extend(board.plug_device(spec, &chardevs, &config, pci.as_mut())?);
+            serial_ports.extend(board.plug_device(
+                spec,
+                &chardevs,
+                &disks,
+                &config,
+                pci.as_mut(),
+            )?);
         }
 
         let chip = irqchip.clone().map(|chip| Arc::new(IrqchipPort(chip)));
@@ -518,6 +532,7 @@ impl Machine {
             irqchip,
             pci,
             virtio,
+            disks,
             requests,
             power_button: Some(power_button),
             chardevs,

@@ -18,10 +18,11 @@ use board::device::{Notifier, Paused};
 use board::memory::MemoryMap;
 use board::vcpu::{Cpuid, MpState};
 use board::{Accel, Bus, Clock, LoopHandle, Slot, SystemRequest, VcpuState};
+use devices::block::{Disks, ErrorReport, OnError};
 use devices::chardev::Chardevs;
 use devices::chip::irqchip::Irqchip;
 use monitor::state::{PciBus, RunState};
-use monitor::{Cause, CommandError, Event, PanicAction};
+use monitor::{BlockIoError, Cause, CommandError, Event, PanicAction};
 
 use crate::boot::{self, BootConfig, BootError, Entry, Firmware};
 use crate::config::{Config, DeviceSpec, MachineKind, Transport};
@@ -68,6 +69,7 @@ pub struct Machine {
     irqchip: Option<Arc<Irqchip>>,
     pci: Option<pci::Pci>,
     virtio: VirtioDevices,
+    disks: Disks,
     requests: Arc<Requests>,
     power_button: Option<Notifier>,
     chardevs: Chardevs,
@@ -153,6 +155,11 @@ impl Machine {
     /// The virtio devices.
     pub fn virtio(&self) -> &VirtioDevices {
         &self.virtio
+    }
+
+    /// The drives.
+    pub fn disks(&self) -> &Disks {
+        &self.disks
     }
 
     /// The character devices.
@@ -248,6 +255,13 @@ impl Machine {
         }
         self.clock.stop();
         self.events.clock_changed();
+        self.settle_disks();
+        self.stopped_clock = self.accel.clock().ok();
+        self.news.push(Event::Stop);
+    }
+
+    /// Waits for what devices have in flight, and makes durable what the drives hold.
+    fn settle_disks(&mut self) {
         let pending = |slot: &&Arc<Slot>| slot.lock().pause() == Paused::Pending;
         let mut busy: Vec<_> = self.slots.iter().filter(pending).collect();
         while !busy.is_empty() {
@@ -255,8 +269,27 @@ impl Machine {
             std::thread::sleep(Duration::from_micros(200));
             busy.retain(pending);
         }
-        self.stopped_clock = self.accel.clock().ok();
-        self.news.push(Event::Stop);
+        self.disks.flush_all();
+    }
+
+    /// A drive's request has failed, and what is to become of it is known.
+    fn disk_failed(&mut self, report: ErrorReport) {
+        if report.action == OnError::Stop {
+            if self.state == RunState::Running {
+                report::note(&format!(
+                    "drive '{}' failed ({}): the machine is stopped; cont tries again",
+                    report.drive, report.reason
+                ));
+            }
+            self.stop(RunState::IoError);
+        }
+        self.news.push(Event::BlockIoError(BlockIoError {
+            device: report.drive,
+            write: report.write,
+            action: report.action.name(),
+            nospace: report.nospace,
+            reason: report.reason,
+        }));
     }
 
     /// Presses the reset button, or does what `--no-reboot` says instead.
@@ -306,6 +339,7 @@ impl Machine {
     /// Ends the program with `status`. The guest does not run any more.
     pub fn end(&mut self, status: u8) {
         self.vcpus.pause();
+        self.settle_disks();
         self.ending.get_or_insert(Ending { status });
     }
 
@@ -344,6 +378,7 @@ impl Machine {
                 self.stop(RunState::InternalError);
                 report::error(&error);
             }
+            Request::Disk(report) => self.disk_failed(report),
             Request::News(event) => self.news.push(event),
             Request::Quit => self.quit(Cause::HostUi),
         }
@@ -389,7 +424,9 @@ impl Machine {
                 let backends = virtio::Backends {
                     ram: self.map.ram(),
                     chardevs: &self.chardevs,
+                    disks: &self.disks,
                     devices: &[],
+                    cpus: self.config.topology.cpus,
                     seed: self.config.seed,
                     requests: &self.requests,
                 };
