@@ -206,10 +206,7 @@ impl Cpu {
             if selector & !3 == 0 {
                 continue;
             }
-            if self.find_descriptor(selector)?.is_none() {
-                return self.raise_error(vector::TS, ts(selector));
-            }
-            self.load_segment(i, selector)?;
+            self.segs[i] = self.data_segment(selector, vector::TS, ext)?;
         }
         Ok(())
     }
