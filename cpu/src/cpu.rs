@@ -310,6 +310,8 @@ pub(crate) struct Cpu {
     pub(crate) watch_hit: u64,
     /// The instruction that is stepped ends in a trap; instructions that clear TF at once say no.
     pub(crate) step_trap: bool,
+    /// A task switch has failed in the new task: RIP is its first instruction.
+    pub(crate) in_new_task: bool,
     pub(crate) msrs: Msrs,
     pub(crate) vector: Vector,
     pub(crate) phys_bits: u32,

@@ -60,6 +60,7 @@ impl Cpu {
             debug: DebugRegisters::default(),
             watch_hit: 0,
             step_trap: false,
+            in_new_task: false,
             msrs: Msrs::new(),
             vector: Vector::new(),
             phys_bits: Features::phys_bits(cpuid),

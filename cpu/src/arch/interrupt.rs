@@ -151,6 +151,7 @@ impl Cpu {
     /// An exception of the delivery itself.
     pub(crate) fn deliver(&mut self, event: Event) -> Res {
         self.next_rip = self.rip;
+        self.in_new_task = false;
         // What the last block wanted to go on with is not what comes next.
         self.link = None;
         let result = if !self.protected() {

@@ -47,11 +47,11 @@ fn icebp(cpu: &mut Cpu, _: &Instruction) -> Res {
 
 /// An interrupt with RIP behind the instruction. It clears TF, so that no single step follows.
 fn raise_soft(cpu: &mut Cpu, vector: u8, source: Source) -> Res {
-    let (at, task) = (cpu.rip, cpu.segs[seg::TR]);
+    let at = cpu.rip;
     cpu.rip = cpu.next_rip;
     let result = cpu.deliver(Event { vector, error: None, source });
     // A fault of the delivery is one of the instruction, unless it arose in a new task.
-    if result.is_err() && cpu.segs[seg::TR] == task {
+    if result.is_err() && !cpu.in_new_task {
         cpu.rip = at;
     }
     cpu.step_trap = false;

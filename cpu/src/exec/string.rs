@@ -140,7 +140,7 @@ impl Run {
     /// the page, and (outside 64-bit mode, where limits are checked one by one) are one.
     fn stretch(&self, cpu: &Cpu, linear: u64) -> u64 {
         let watched = cpu.debug.control & 0xFF != 0 || cpu.checks_alignment();
-        if cpu.flags.rest & bit::DF != 0 || self.most == 1 || watched {
+        if cpu.flags.rest & (bit::DF | bit::TF) != 0 || self.most == 1 || watched {
             return 1;
         }
         if cpu.bits != crate::cpu::Bits::B64 {
