@@ -575,6 +575,23 @@ mod tests {
     }
 
     #[test]
+    fn monitor_is_there_on_request_where_it_can_be() {
+        let monitor = |cpuid: &Cpuid| cpuid.get(1, 0).unwrap().ecx >> 3 & 1;
+        let one = CpuidLeaf { function: 1, ..Default::default() };
+        let five = CpuidLeaf { function: 5, eax: 64, ebx: 64, ..Default::default() };
+        let able = Cpuid { leaves: vec![one, five] };
+        let select = |text: &str, from| text.parse::<CpuModel>().unwrap().select(from);
+        let plain = select("max", &able).unwrap();
+        assert_eq!((monitor(&plain), plain.get(5, 0)), (0, None));
+        for text in ["max,+monitor", "x86-64-v2,+monitor"] {
+            let with = select(text, &able).unwrap();
+            assert_eq!((monitor(&with), with.get(5, 0).unwrap().ebx), (1, 64));
+        }
+        let lacking = select("max,+monitor", &Cpuid { leaves: vec![one] });
+        assert_eq!(lacking.unwrap_err(), CpuError::Lacking("monitor".into()));
+    }
+
+    #[test]
     fn errors_name_the_nearest() {
         let error = |text: &str| text.parse::<CpuModel>().unwrap_err().to_string();
         assert!(error("hots").contains("did you mean 'host'"), "{}", error("hots"));

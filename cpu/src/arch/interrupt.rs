@@ -16,6 +16,8 @@ pub(crate) struct Event {
     pub(crate) vector: u8,
     pub(crate) error: Option<u32>,
     pub(crate) source: Source,
+    /// A fault, other than that of an instruction breakpoint: the frame has RF set.
+    pub(crate) fault: bool,
 }
 
 /// Where an event comes from.
@@ -91,8 +93,9 @@ impl Cpu {
         let mut current = exception;
         loop {
             self.exception_effects(&current);
-            let event =
-                Event { vector: current.vector, error: current.error, source: Source::Hardware };
+            let (vector, error) = (current.vector, current.error);
+            let fault = current.is_fault();
+            let event = Event { vector, error, source: Source::Hardware, fault };
             if self.deliver(event).is_ok() {
                 return Ok(());
             }
@@ -105,7 +108,7 @@ impl Cpu {
     /// # Errors
     /// With `stop` at [`Why::Shutdown`]: a triple fault.
     pub(crate) fn deliver_interrupt(&mut self, vector: u8) -> Res {
-        match self.deliver(Event { vector, error: None, source: Source::Hardware }) {
+        match self.deliver(Event { vector, error: None, source: Source::Hardware, fault: false }) {
             Ok(()) => Ok(()),
             Err(Stop) => match self.stop.take() {
                 Some(Why::Exception(exception)) => self.deliver_exception(exception),
@@ -361,13 +364,7 @@ impl Cpu {
     /// RFLAGS for the frame: RF is set when a fault is delivered, so that the instruction is not
     /// stopped by its own breakpoint again.
     fn pushed_flags(&self, event: &Event) -> u64 {
-        let fault = event.vector < 32
-            && !event.soft()
-            && !matches!(
-                event.vector,
-                vector::DB | vector::NMI | vector::BP | vector::OF | vector::DF | 18
-            );
-        self.flags.get() | if fault { bit::RF } else { 0 }
+        self.flags.get() | if event.fault { bit::RF } else { 0 }
     }
 
     fn enter_handler(&mut self, code: Segment, cpl: u8, interrupt_gate: bool, rip: u64) {

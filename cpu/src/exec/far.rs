@@ -49,7 +49,7 @@ fn icebp(cpu: &mut Cpu, _: &Instruction) -> Res {
 fn raise_soft(cpu: &mut Cpu, vector: u8, source: Source) -> Res {
     let at = cpu.rip;
     cpu.rip = cpu.next_rip;
-    let result = cpu.deliver(Event { vector, error: None, source });
+    let result = cpu.deliver(Event { vector, error: None, source, fault: false });
     // A fault of the delivery is one of the instruction, unless it arose in a new task.
     if result.is_err() && !cpu.in_new_task {
         cpu.rip = at;

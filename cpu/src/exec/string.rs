@@ -106,6 +106,8 @@ fn run(cpu: &mut Cpu, instr: &Instruction, size: u64, step: Step) -> Res {
             return Ok(());
         }
         if single || cpu.watch_hit != 0 || cpu.mailbox.attention.load(Ordering::Relaxed) {
+            // Whatever comes between two iterations saves RF set.
+            cpu.flags.rest |= bit::RF;
             cpu.stop = Some(Why::Again);
             return Err(Stop);
         }

@@ -160,10 +160,9 @@ impl Cpu {
         let old = self.cr0;
         let paging = (old ^ value) & cr0::PG != 0;
         if paging && value & cr0::PG != 0 {
-            if self.efer & efer::LME != 0 {
-                if self.cr4 & cr4::PAE == 0 || self.segs[seg::CS].long() {
-                    return self.gp(0);
-                }
+            let long = self.efer & efer::LME != 0;
+            if long && (self.cr4 & cr4::PAE == 0 || self.segs[seg::CS].long()) {
+                return self.gp(0);
             }
         } else if paging && (self.bits == Bits::B64 || self.cr4 & cr4::PCIDE != 0) {
             return self.gp(0);

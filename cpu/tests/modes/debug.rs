@@ -107,6 +107,7 @@ fn general_detect_guards_the_debug_registers() {
         assert_eq!((what(&guest, &after), dr6(&after)), ((1, CODE), BD));
         assert_eq!((after.debug.control, after.debug.address[0]), (0x400, 0));
         assert_eq!(after.gpr[0], 0x1234);
+        assert_ne!(frame_flags(&guest, &after) & RF, 0, "a fault");
     }
 }
 
@@ -282,9 +283,11 @@ fn a_repeated_instruction_is_stepped_by_iteration() {
     guest.state.rflags |= TF;
     let after = guest.run(&NoIo::default());
     assert_eq!((what(&guest, &after), after.gpr[1]), ((1, CODE), 2));
+    assert_ne!(frame_flags(&guest, &after) & RF, 0);
     guest.state.gpr[1] = 1;
     let after = guest.run(&NoIo::default());
     assert_eq!((what(&guest, &after), after.gpr[1]), ((1, CODE + 2), 0));
+    assert_eq!(frame_flags(&guest, &after) & RF, 0, "the last iteration");
 }
 
 #[test]
