@@ -121,8 +121,8 @@ impl PhysMap {
                     readonly: slot.readonly,
                     log: slot.log_dirty,
                     code: zeros(pages),
-                    settled: (0..pages).map(|_| AtomicU8::new(0)).collect(),
-                    writers: (0..pages).map(|_| AtomicU8::new(0)).collect(),
+                    settled: zero_bytes(pages),
+                    writers: zero_bytes(pages),
                     dirty: zeros(words),
                 }
             })
@@ -216,6 +216,11 @@ impl PhysMap {
         }
     }
 
+    /// The address behind the last slot.
+    pub(crate) fn end(&self) -> u64 {
+        self.slots.iter().map(|slot| slot.start + slot.size).max().unwrap_or(0)
+    }
+
     /// Takes the dirty log of slot `slot`.
     pub(crate) fn take_dirty(&self, slot: usize) -> Vec<u64> {
         self.slots.get(slot).map_or_else(Vec::new, |slot| {
@@ -224,11 +229,18 @@ impl PhysMap {
     }
 }
 
-/// Zeros that take host memory only once they are written.
+/// Words of zero that take host memory only once they are written.
 fn zeros(n: usize) -> Box<[AtomicU64]> {
     let plain = Box::into_raw(vec![0_u64; n].into_boxed_slice());
     // SAFETY: the box is given up above, and AtomicU64 has the layout of u64.
     unsafe { Box::from_raw(plain as *mut [AtomicU64]) }
+}
+
+/// Bytes of the same kind.
+fn zero_bytes(n: usize) -> Box<[AtomicU8]> {
+    let plain = Box::into_raw(vec![0_u8; n].into_boxed_slice());
+    // SAFETY: the box is given up above, and AtomicU8 has the layout of u8.
+    unsafe { Box::from_raw(plain as *mut [AtomicU8]) }
 }
 
 #[cfg(test)]
