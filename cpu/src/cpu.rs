@@ -84,6 +84,9 @@ pub(crate) const ZERO: usize = 16;
 /// independent of where their page is mapped.
 pub(crate) const PAGE: usize = 17;
 
+/// DR6: a single step.
+pub(crate) const BS: u64 = 1 << 14;
+
 pub(crate) const RAX: usize = 0;
 pub(crate) const RCX: usize = 1;
 pub(crate) const RDX: usize = 2;
@@ -306,6 +309,10 @@ pub(crate) struct Cpu {
     pub(crate) debug: DebugRegisters,
     /// Watchpoints that the current instruction has hit, as bits of DR6.
     pub(crate) watch_hit: u64,
+    /// The instruction that is stepped ends in a trap; instructions that clear TF at once say no.
+    pub(crate) step_trap: bool,
+    /// A task switch has failed in the new task: RIP is its first instruction.
+    pub(crate) in_new_task: bool,
     pub(crate) msrs: Msrs,
     pub(crate) vector: Vector,
     pub(crate) phys_bits: u32,

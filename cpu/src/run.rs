@@ -7,12 +7,9 @@ use board::vcpu::MpState;
 use board::{ApicEvent, Exit};
 
 use crate::block::Block;
-use crate::cpu::{Cpu, PAGE, Todo, seg};
+use crate::cpu::{BS, Cpu, PAGE, Todo, seg};
 use crate::fault::{Exception, Stop, Why, vector};
 use crate::flags::bit;
-
-/// DR6: a single step.
-const BS: u64 = 1 << 14;
 
 impl Cpu {
     /// Executes guest code until something asks for an exit.
@@ -200,6 +197,10 @@ impl Cpu {
                 self.watch_hit = 0;
                 self.mov_ss_shadow = false;
                 self.sti_shadow = false;
+                // The trap behind HLT ends the halt.
+                if self.mp_state == MpState::Halted {
+                    self.mp_state = MpState::Runnable;
+                }
                 if self.deliver_exception(exception).is_err() {
                     self.stop = None;
                     return Some(Exit::Shutdown);
@@ -331,7 +332,7 @@ impl Cpu {
 
     /// Executes a single instruction, with all that debugging asks for.
     pub(crate) fn step(&mut self) {
-        let tf = self.flags.rest & bit::TF != 0;
+        self.step_trap = self.flags.rest & bit::TF != 0;
         let resume = self.flags.rest & bit::RF != 0;
         // What came before has been held off by MOV SS at most until now.
         let held = std::mem::take(&mut self.mov_ss_shadow);
@@ -361,8 +362,8 @@ impl Cpu {
         if self.mov_ss_shadow {
             return;
         }
-        if tf || self.watch_hit != 0 {
-            self.debug_trap(if tf { BS } else { 0 });
+        if self.step_trap || self.watch_hit != 0 {
+            self.debug_trap(if self.step_trap { BS } else { 0 });
         }
     }
 
