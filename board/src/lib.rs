@@ -6,6 +6,7 @@
 
 pub mod accel;
 pub mod bus;
+pub mod debug;
 pub mod device;
 pub mod event;
 pub mod irq;
@@ -18,6 +19,7 @@ pub mod vcpu;
 
 pub use accel::{Accel, AccelError, CpuIo, Exit, Kicker, Vcpu};
 pub use bus::{Bus, Width};
+pub use debug::{DebugRequest, Trap, WatchKind, Watchpoint};
 pub use device::{Attach, Device, Paused, Region, Slot, Tag};
 pub use event::{EventLoop, EventTarget, LoopHandle, Readiness, Timer, Watch};
 pub use irq::{IrqLine, IrqSink, Msi, MsiSink};

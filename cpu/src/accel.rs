@@ -5,7 +5,7 @@ use std::sync::{Arc, RwLock};
 use board::accel::{ApicBus, ClockState, Irqchip};
 use board::memory::{GuestRam, MemoryMap};
 use board::vcpu::{Cpuid, VcpuState};
-use board::{Accel, AccelError, Clock, CpuIo, Exit, Kicker, LocalApic, Vcpu};
+use board::{Accel, AccelError, Clock, CpuIo, DebugRequest, Exit, Kicker, LocalApic, Vcpu};
 
 use crate::cpu::{Cpu, Mailbox, Shared, Todo};
 use crate::features;
@@ -167,6 +167,11 @@ impl Vcpu for SoftVcpu {
 
     fn nmi(&mut self) -> Result<(), AccelError> {
         self.cpu.nmi_pending = true;
+        Ok(())
+    }
+
+    fn set_debug(&mut self, request: &DebugRequest) -> Result<(), AccelError> {
+        self.cpu.set_debugger(request);
         Ok(())
     }
 }

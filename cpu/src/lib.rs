@@ -25,6 +25,7 @@ mod accel;
 mod arch;
 mod block;
 mod cpu;
+mod debugger;
 mod decode;
 mod exec;
 mod fault;

@@ -59,6 +59,7 @@ impl Cpu {
 
     /// Between blocks, with RIP exact: does what is due and finds the next block.
     fn advance(&mut self) -> Result<*const Block, Exit> {
+        self.block = std::ptr::null();
         loop {
             if let Some(exit) = self.settle_stop() {
                 return Err(exit);
@@ -69,20 +70,31 @@ impl Cpu {
                 return Err(exit);
             }
             let shadow = self.sti_shadow || self.mov_ss_shadow;
-            if !shadow && self.nmi_pending | self.irq_hint {
+            if !shadow
+                && self.nmi_pending | self.irq_hint
+                && !self.debugger.holds_interrupts(self.mp_state)
+            {
                 self.interrupts();
                 if self.stop.is_some() {
                     continue;
                 }
+            }
+            if self.debugger.on
+                && let Some(trap) = self.debugger_trap()
+            {
+                return Err(Exit::Debug(trap));
             }
             if self.mp_state != MpState::Runnable {
                 return Err(Exit::Halted);
             }
             let special = self.flags.rest & (bit::TF | bit::RF) != 0
                 || self.debug.control & 0xFF != 0
-                || self.watch_hit != 0;
+                || self.watch_hit != 0
+                || self.debugger.step();
             if shadow || special {
                 self.step();
+                self.block = std::ptr::null();
+                self.debugger.stepped = true;
                 continue;
             }
             match self.find_block(false) {
@@ -114,6 +126,9 @@ impl Cpu {
             Why::Shutdown => Some(Exit::Shutdown),
             Why::Exception(exception) => {
                 self.watch_hit = 0;
+                if exception.vector != vector::DB {
+                    self.debugger.forget_hit();
+                }
                 self.mov_ss_shadow = false;
                 self.sti_shadow = false;
                 if self.deliver_exception(exception).is_err() {

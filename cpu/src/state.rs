@@ -57,6 +57,7 @@ impl Cpu {
             pdptr: [0; 4],
             debug: DebugRegisters::default(),
             watch_hit: 0,
+            debugger: Default::default(),
             msrs: Msrs::new(),
             vector: Vector::new(),
             phys_bits: Features::phys_bits(cpuid),

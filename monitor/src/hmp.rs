@@ -137,7 +137,11 @@ fn complaint(error: &CommandError, name: &str) -> String {
 }
 
 /// Runs one line in a session of its own, whose vCPU is `cpu`; gives what it prints.
+pub(crate) fn print_line(control: &mut dyn Control, cpu: usize, line: &str) -> String {
+    Session { cpu, ..Session::default() }.run(control, line).0
+}
+
+/// As [`print_line`], for QMP.
 pub(crate) fn run_line(control: &mut dyn Control, cpu: usize, line: &str) -> String {
-    let mut session = Session { cpu, ..Session::default() };
-    session.run(control, line).0.replace('\n', "\r\n")
+    print_line(control, cpu, line).replace('\n', "\r\n")
 }

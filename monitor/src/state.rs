@@ -206,12 +206,20 @@ pub struct Registers {
     pub efer: u64,
     /// DR0 to DR7; DR4 and DR5 are not used.
     pub dr: [u64; 8],
+    /// IA32_KERNEL_GS_BASE.
+    pub kernel_gs_base: u64,
     /// x87 control word.
     pub fcw: u16,
     /// x87 status word, TOP included.
     pub fsw: u16,
     /// Abridged x87 tag word: bit n is set where physical register n is in use.
     pub ftw: u8,
+    /// Last x87 opcode, instruction address and operand address.
+    pub fop: u16,
+    /// See `fop`.
+    pub fip: u64,
+    /// See `fop`.
+    pub fdp: u64,
     /// SSE control and status.
     pub mxcsr: u32,
     /// x87 data registers by physical number (not by distance from TOP).

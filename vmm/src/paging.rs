@@ -94,6 +94,28 @@ pub fn read_linear(
     Ok(())
 }
 
+/// Writes linear RAM, whatever the rights of its mapping; `Err` holds the first address that has no
+/// mapping or no RAM. What lies before it has been written.
+///
+/// # Errors
+/// As said.
+pub fn write_linear(
+    state: &VcpuState,
+    memory: &MemoryMap,
+    linear: u64,
+    data: &[u8],
+) -> Result<(), u64> {
+    let mut done = 0;
+    while done < data.len() {
+        let address = linear.wrapping_add(done as u64);
+        let piece = (data.len() - done).min(4096 - (address & 0xFFF) as usize);
+        let physical = translate(state, memory, address).ok_or(address)?;
+        memory.ram().write(physical, &data[done..done + piece]).map_err(|_| address)?;
+        done += piece;
+    }
+    Ok(())
+}
+
 #[cfg(test)]
 mod tests {
     use board::GuestRam;
@@ -167,5 +189,9 @@ mod tests {
         read_linear(&state, &map, 0xFFE, &mut data).unwrap();
         assert_eq!(&data, b"abcd");
         assert_eq!(read_linear(&state, &map, 0x1FFE, &mut data), Err(0x2000));
+        write_linear(&state, &map, 0xFFE, b"wxyz").unwrap();
+        read_linear(&state, &map, 0xFFE, &mut data).unwrap();
+        assert_eq!(&data, b"wxyz");
+        assert_eq!(write_linear(&state, &map, 0x1FFF, b"12"), Err(0x2000));
     }
 }

@@ -139,7 +139,8 @@ impl Run {
     /// Elements from the one at `linear` on that can be done in one go: they run upwards, stay in
     /// the page, and (outside 64-bit mode, where limits are checked one by one) are one.
     fn stretch(&self, cpu: &Cpu, linear: u64) -> u64 {
-        if cpu.flags.rest & bit::DF != 0 || self.most == 1 || cpu.debug.control & 0xFF != 0 {
+        let watched = cpu.debug.control & 0xFF != 0 || cpu.debugger.watching;
+        if cpu.flags.rest & bit::DF != 0 || self.most == 1 || watched {
             return 1;
         }
         if cpu.bits != crate::cpu::Bits::B64 {

@@ -8,7 +8,7 @@ use std::sync::{Arc, Once};
 
 use board::accel::InternalError;
 use board::vcpu::{Cpuid, VcpuState};
-use board::{AccelError, CpuIo, Exit, Kicker, Vcpu};
+use board::{AccelError, CpuIo, DebugRequest, Exit, Kicker, Vcpu};
 use kvm_bindings::{
     KVM_EXIT_IO_IN, KVM_INTERNAL_ERROR_DELIVERY_EV, KVM_INTERNAL_ERROR_EMULATION,
     KVM_INTERNAL_ERROR_EMULATION_FLAG_INSTRUCTION_BYTES, KVM_INTERNAL_ERROR_SIMUL_EX,
@@ -27,6 +27,8 @@ pub(super) struct Shared {
     pub(super) xsave: XsaveLayout,
     /// KVM_GET_SREGS2 is there.
     pub(super) sregs2: bool,
+    /// Interrupts can be held off during a single step.
+    pub(super) blocks_interrupts: bool,
 }
 
 impl Shared {
@@ -35,6 +37,7 @@ impl Shared {
         Ok(Self {
             msrs: msrs.as_slice().to_vec(),
             xsave: XsaveLayout::of_host(vm.check_extension_int(Cap::Xsave2), cpuid),
+            blocks_interrupts: super::debug::blocks_interrupts(vm),
             sregs2: vm.check_extension_raw(kvm_bindings::KVM_CAP_SREGS2.into()) > 0,
         })
     }
@@ -49,12 +52,15 @@ pub(super) struct KvmVcpu {
     thread: Arc<AtomicI32>,
     /// KVM completes the access of the last exit on the next KVM_RUN (api.rst, 5).
     unfinished: bool,
+    /// What the debugger wants.
+    pub(super) debug: DebugRequest,
 }
 
 impl KvmVcpu {
     pub(super) fn new(id: u32, fd: VcpuFd, shared: Arc<Shared>, cpuid: Cpuid) -> Self {
         install_kick_handler();
-        Self { id, fd, shared, cpuid, thread: Arc::default(), unfinished: false }
+        let (thread, debug) = (Arc::default(), DebugRequest::default());
+        Self { id, fd, shared, cpuid, thread, unfinished: false, debug }
     }
 
     fn immediate_exit(&mut self) -> *mut u8 {
@@ -98,7 +104,10 @@ impl KvmVcpu {
                 VcpuExit::IrqWindowOpen | VcpuExit::Intr => {}
                 VcpuExit::Hlt => return Ok(Exit::Halted),
                 VcpuExit::Shutdown => return Ok(Exit::Shutdown),
-                VcpuExit::Debug(debug) => return Ok(Exit::Debug { dr6: debug.dr6 }),
+                VcpuExit::Debug(debug) => {
+                    let dr6 = debug.dr6;
+                    return Ok(self.debug_exit(dr6));
+                }
                 VcpuExit::InternalError => return Ok(Exit::InternalError(self.internal_error())),
                 VcpuExit::FailEntry(reason, cpu) => {
                     let what =
@@ -219,6 +228,10 @@ impl Vcpu for KvmVcpu {
 
     fn nmi(&mut self) -> Result<(), AccelError> {
         host(self.fd.nmi(), || format!("KVM_NMI of vCPU {}", self.id))
+    }
+
+    fn set_debug(&mut self, request: &DebugRequest) -> Result<(), AccelError> {
+        self.apply_debug(request)
     }
 }
 

@@ -481,8 +481,14 @@ impl Machine {
             state: RunState::Prelaunch,
             stopped_clock: None,
             ending: None,
+            debugger: Default::default(),
+            requests,
+            gdb_wish: None,
             news: Vec::new(),
         };
+        if let Some(spec) = machine.config.gdb.clone() {
+            machine.serve_gdb(&spec)?;
+        }
         machine.load()?;
         machine.vcpus.start(&wiring).map_err(Error::host("start the vCPU threads"))?;
         Ok((machine, frontends))

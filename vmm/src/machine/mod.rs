@@ -4,6 +4,7 @@
 //! thread.
 
 mod build;
+mod debug;
 mod requests;
 
 use std::path::PathBuf;
@@ -14,7 +15,7 @@ use board::device::Notifier;
 use board::memory::MemoryMap;
 use board::vcpu::{Cpuid, MpState};
 use board::{Accel, Bus, Clock, LoopHandle, Slot, SystemRequest, VcpuState};
-use devices::chardev::Chardevs;
+use devices::chardev::{BackendKind, BackendSpec, CharPort, ChardevError, Chardevs};
 use devices::chip::irqchip::Irqchip;
 use monitor::state::RunState;
 use monitor::{Cause, Event, PanicAction};
@@ -27,8 +28,18 @@ use crate::report;
 use crate::vcpu::{VcpuEvent, Vcpus};
 use crate::{Error, acpi};
 
+use debug::Debugger;
+
 pub use build::Frontends;
 pub use requests::{Request, Requests};
+
+/// What is to become of the gdb stub.
+pub enum GdbWish {
+    /// It serves this port, in place of what it has served.
+    Serve(Box<dyn CharPort>),
+    /// It ends.
+    End,
+}
 
 /// How the program is to end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -68,6 +79,11 @@ pub struct Machine {
     /// The paravirtual clock at the last stop.
     stopped_clock: Option<ClockState>,
     ending: Option<Ending>,
+    /// What a debugger wants.
+    debugger: Debugger,
+    requests: Arc<Requests>,
+    /// What `gdbserver` has asked for, until the program sees to it.
+    gdb_wish: Option<GdbWish>,
     /// QMP's events that have not been sent yet.
     news: Vec<Event>,
 }
@@ -99,6 +115,25 @@ impl Machine {
     /// QMP's events since the last call.
     pub fn take_news(&mut self) -> Vec<Event> {
         std::mem::take(&mut self.news)
+    }
+
+    /// What is to become of the gdb stub, if something is.
+    pub fn take_gdb_wish(&mut self) -> Option<GdbWish> {
+        self.gdb_wish.take()
+    }
+
+    /// Has the gdb stub serve a backend, in place of the one that it has served.
+    ///
+    /// # Errors
+    /// When the backend cannot be opened; then it serves none.
+    pub fn serve_gdb(&mut self, spec: &BackendSpec) -> Result<(), ChardevError> {
+        self.chardevs.remove("gdb");
+        self.gdb_wish = Some(GdbWish::End);
+        if spec.kind != BackendKind::None {
+            let port = self.chardevs.open(spec, "gdb")?.attach()?;
+            self.gdb_wish = Some(GdbWish::Serve(port));
+        }
+        Ok(())
     }
 
     /// The accelerator.
@@ -198,6 +233,12 @@ impl Machine {
         if self.state == RunState::Running || self.state.needs_reset() {
             return;
         }
+        self.end_steps();
+        self.run_on();
+    }
+
+    /// The machine runs, each vCPU as it has been told.
+    fn run_on(&mut self) {
         if let Some(clock) = self.stopped_clock.take() {
             // A guest without a paravirtual clock does not miss it.
             let _ = self.accel.set_clock(&clock);
@@ -308,6 +349,7 @@ impl Machine {
                 self.stop(RunState::InternalError);
                 report::error(&error);
             }
+            Request::Vcpu(id, VcpuEvent::Debug(trap)) => self.trapped(id as usize, trap),
             Request::Quit => self.quit(Cause::HostUi),
         }
         if self.ending.is_none() && self.state == RunState::Running {

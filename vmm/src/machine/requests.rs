@@ -51,6 +51,12 @@ impl Requests {
         }
     }
 
+    /// Drops the requests that `which` names.
+    pub fn forget(&self, which: impl Fn(&Request) -> bool) {
+        let mut queue = self.queue.lock().unwrap_or_else(PoisonError::into_inner);
+        queue.retain(|request| !which(request));
+    }
+
     /// Takes all requests.
     pub fn take(&self) -> Vec<Request> {
         std::mem::take(&mut *self.queue.lock().unwrap_or_else(PoisonError::into_inner))
