@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Installs those of Debian's packages that a group names and that are missing; as root or by sudo, else says which.
 #
-#   packages.sh GROUP...     groups: build (compiling Rust), linux (compiling the small Linux)
+#   packages.sh GROUP...     groups: build (compiling Rust), linux (compiling the small Linux),
+#                            tests (what the tests call)
 set -euo pipefail
 
 wanted=()
@@ -9,7 +10,8 @@ for group in "$@"; do
     case $group in
         build) wanted+=(gcc libc6-dev make) ;;
         linux) wanted+=(bc bison flex gcc libc6-dev libelf-dev lz4 make patch xz-utils) ;;
-        *) echo "packages.sh: no group $group; there are: build, linux" >&2; exit 1 ;;
+        tests) wanted+=(gdb) ;;
+        *) echo "packages.sh: no group $group; there are: build, linux, tests" >&2; exit 1 ;;
     esac
 done
 

@@ -75,6 +75,13 @@ pub trait Control {
     /// The I/O APICs; empty on a machine without.
     fn io_apics(&mut self) -> Vec<IoApic>;
 
+    /// Lets gdb attach by backend `device` ("tcp::1234"), in place of the one before; "none": by none
+    /// any more.
+    ///
+    /// # Errors
+    /// [`CommandError::Refused`] with the cause.
+    fn gdbserver(&mut self, device: &str) -> Result<(), CommandError>;
+
     /// Makes (or empties) a file of the host.
     fn create_file(&mut self, path: &str) -> io::Result<Box<dyn Write>>;
     /// The names in directory `path` of the host ("" is the current one), those of directories with

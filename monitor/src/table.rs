@@ -112,6 +112,11 @@ impl Arg {
         Self::new(name, ArgKind::DotInt, Complete::Nothing).optional()
     }
 
+    /// One word, or a string in double quotes.
+    pub const fn text(name: &'static str) -> Self {
+        Self::new(name, ArgKind::Text, Complete::Nothing)
+    }
+
     /// A file's name.
     pub const fn file(name: &'static str) -> Self {
         Self::new(name, ArgKind::Text, Complete::File)

@@ -5,6 +5,7 @@ use std::io::{self, Write};
 
 use board::Bus;
 use board::memory::MemoryMap;
+use devices::chardev::BackendSpec;
 use monitor::state::{
     AddressSpace, Chardev, Cpu, IoApic, IrqStats, Kvm, LocalApic, MemoryRegion, MemoryTree, Pic,
     RegionKind, Registers, RunState, Version,
@@ -188,6 +189,15 @@ impl Control for Machine {
             redirection: view.entries.to_vec(),
             irr: view.irr,
         }]
+    }
+
+    fn gdbserver(&mut self, device: &str) -> Result<(), CommandError> {
+        if self.config().sandbox {
+            let why = "--sandbox on lets vmm open no backends: start it with --gdb";
+            return Err(CommandError::Refused(why.to_owned()));
+        }
+        let spec = BackendSpec::parse_gdb(device).map_err(refused)?;
+        self.serve_gdb(&spec).map_err(refused)
     }
 
     fn create_file(&mut self, path: &str) -> io::Result<Box<dyn Write>> {

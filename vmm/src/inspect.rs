@@ -93,7 +93,8 @@ pub fn set_register(
         Register::St(number) => {
             fpu.st[usize::from(number)].copy_from_slice(&value.to_le_bytes()[..10]);
             // It is in use now.
-            fpu.ftw |= 1 << ((fpu.fsw >> 11 & 7) + u16::from(number)) % 8;
+            let top = fpu.fsw >> 11 & 7;
+            fpu.ftw |= 1 << ((top + u16::from(number)) % 8);
         }
         Register::Fctrl => fpu.fcw = word,
         Register::Fstat => fpu.fsw = word,

@@ -261,7 +261,7 @@ impl Gdb {
             return;
         }
         let answer = self.settle();
-        if answer.iter().any(|byte| *byte == b'$') {
+        if answer.contains(&b'$') {
             self.last.clone_from(&answer);
         }
         out.extend(answer);

@@ -376,6 +376,13 @@ impl Control for Fake {
         self.log.push(format!("out {port:#x} {size} {value:#x}"));
     }
 
+    fn gdbserver(&mut self, device: &str) -> Result<(), CommandError> {
+        if device.starts_with("bad") {
+            return Err(CommandError::Refused("no such backend".to_owned()));
+        }
+        self.did(&format!("gdbserver {device}"))
+    }
+
     fn memory_tree(&mut self) -> MemoryTree {
         let ram = MemoryRegion {
             alias: Some(("pc.ram".to_owned(), 0)),
