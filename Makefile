@@ -67,7 +67,7 @@ initramfs:
 	images/linux/build-initramfs.sh
 
 packages: ## install the Debian packages that all this takes, or say which
-	@scripts/packages.sh build linux
+	@scripts/packages.sh build linux tests
 
 clean: ## what was built here; not the cache of Linux images
 	$(CARGO) clean

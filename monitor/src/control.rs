@@ -8,7 +8,8 @@ use std::io::{self, Write};
 
 use crate::error::CommandError;
 use crate::state::{
-    Chardev, Cpu, IoApic, IrqStats, Kvm, LocalApic, MemoryTree, Pic, Registers, RunState, Version,
+    Chardev, Cpu, Dump, HostMemory, IoApic, IrqStats, Kvm, LocalApic, MemoryTree, Pic, Registers,
+    Rom, RunState, Translation, Version,
 };
 
 /// The machine as the monitor sees it.
@@ -65,6 +66,35 @@ pub trait Control {
     fn port_read(&mut self, port: u16, size: u8) -> u32;
     /// Writes the low `size` (1, 2 or 4) bytes of `value` to I/O port `port`, as an `out` would.
     fn port_write(&mut self, port: u16, size: u8, value: u32);
+
+    /// The guest-physical address behind virtual address `addr` of vCPU `cpu`; `None`: not mapped.
+    ///
+    /// # Errors
+    /// [`CommandError::Refused`] where the accelerator cannot tell.
+    fn translate(&mut self, cpu: usize, addr: u64) -> Result<Option<u64>, CommandError>;
+    /// Calls `visit` with each mapped page of vCPU `cpu` by ascending address, until it says false
+    /// or the page tables have cost too much. Whether all have been visited.
+    ///
+    /// # Errors
+    /// [`CommandError::Refused`] where the accelerator cannot tell.
+    fn walk_pages(
+        &mut self,
+        cpu: usize,
+        visit: &mut dyn FnMut(Translation) -> bool,
+    ) -> Result<bool, CommandError>;
+    /// Where the host has guest-physical address `addr`.
+    fn host_memory(&mut self, addr: u64) -> HostMemory;
+    /// The host-physical address behind address `addr` of this process.
+    fn host_physical(&mut self, addr: u64) -> io::Result<u64>;
+    /// The ROMs.
+    fn roms(&mut self) -> Vec<Rom>;
+    /// Writes memory and registers as an ELF core. The guest stands still meanwhile.
+    ///
+    /// # Errors
+    /// [`CommandError::File`]; [`CommandError::Refused`] where there is no memory to write.
+    fn dump_memory(&mut self, dump: &Dump) -> Result<(), CommandError>;
+    /// What has become of the last dump ("none", "completed", "failed"), and its bytes.
+    fn last_dump(&mut self) -> (&'static str, u64);
 
     /// The address spaces with their regions.
     fn memory_tree(&mut self) -> MemoryTree;

@@ -386,6 +386,74 @@ pub struct IrqStats {
     pub counts: Vec<u64>,
 }
 
+/// A page that is mapped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct Translation {
+    /// Its first virtual address.
+    pub linear: u64,
+    /// The guest-physical address behind it.
+    pub physical: u64,
+    /// Bytes.
+    pub size: u64,
+    /// The entry that maps it (Intel SDM vol. 3, 4.5).
+    pub entry: u64,
+    /// User code may use it: so say all levels.
+    pub user: bool,
+    /// It may be written: so say all levels.
+    pub write: bool,
+}
+
+/// A stretch of mapped pages with the same rights.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct Range {
+    /// Its first virtual address.
+    pub start: u64,
+    /// Bytes.
+    pub size: u64,
+    /// User code may use it.
+    pub user: bool,
+    /// It may be written.
+    pub write: bool,
+}
+
+/// Where the host has a byte of the guest's memory.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum HostMemory {
+    /// Here in this process; `name` is that of the region.
+    Ram {
+        /// "ram"
+        name: String,
+        /// The address.
+        address: u64,
+    },
+    /// A device is there.
+    NotRam,
+    /// Nothing is there.
+    Nothing,
+}
+
+/// What `dump-guest-memory` is to write.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Dump {
+    /// The file.
+    pub path: String,
+    /// Memory goes to its virtual addresses.
+    pub paging: bool,
+    /// Only guest-physical memory from the first number on, the second one's bytes of it.
+    pub filter: Option<(u64, u64)>,
+}
+
+/// Memory of the machine that has contents from the beginning.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Rom {
+    /// Guest-physical address.
+    pub start: u64,
+    /// Bytes.
+    pub size: u64,
+    /// Its name.
+    pub name: String,
+}
+
 /// What stands behind a region of an address space.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]

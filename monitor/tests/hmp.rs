@@ -200,14 +200,11 @@ fn tab_lists_what_has_several() {
     assert_eq!(rows[1..3], ["(vmm) memsave 0 16 dump", "dump.bin  dumps/    "]);
     assert_eq!(console.types("\x15info \t"), "(vmm) info ");
     let list: Vec<String> =
-        console.screen.rows[4..6].iter().map(|row| row.iter().collect()).collect();
-    assert_eq!(
-        list,
-        [
-            "chardev    cpus       irq        kvm        lapic      mtree      name       ",
-            "pic        registers  status     uuid       version    ",
-        ]
-    );
+        console.screen.rows[4..].iter().map(|row| row.iter().collect()).collect();
+    assert!(list[0].starts_with("chardev    cpus       "), "{list:?}");
+    for name in ["registers", "version"] {
+        assert!(list.iter().any(|row| row.split_whitespace().any(|word| word == name)), "{list:?}");
+    }
 }
 
 #[test]

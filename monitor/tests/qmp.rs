@@ -304,6 +304,7 @@ fn replies_are_of_the_types_that_the_schema_names() {
         }
         let arguments = match form.name {
             "memsave" | "pmemsave" => json!({ "val": 0, "size": 1, "filename": "f" }),
+            "dump-guest-memory" => json!({ "paging": false, "protocol": "file:/tmp/core" }),
             "human-monitor-command" => json!({ "command-line": "info status" }),
             _ => json!({}),
         };

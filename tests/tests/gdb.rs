@@ -183,6 +183,33 @@ fn the_end_of_the_machine_reaches_gdb() {
 }
 
 #[test]
+fn gdb_opens_a_core_of_the_machine() {
+    on_each_accel(|accel| {
+        let Some((machine, mut live)) =
+            attached(accel, "counter", |vmm| counter(vmm).with_hmp().args(["-m", "16M"]))
+        else {
+            return;
+        };
+        live.expect("break mix_in_ring0", &["Breakpoint"]);
+        live.expect("continue", &["mix_in_ring0"]);
+        let hmp = machine.hmp();
+        for paging in ["", "-p "] {
+            let core = machine.dir().join(&format!("core{}", paging.len()));
+            let said = hmp.command(&format!("dump-guest-memory {paging}{}", core.display()));
+            assert!(!said.contains("rror"), "{said}");
+            assert!(hmp.command("info dump").contains("Status: completed"));
+            let mut dead = Gdb::start(&guest("counter"), machine.deadline()).expect("it is there");
+            dead.expect(&format!("core-file {}", core.display()), &["mix_in_ring0"]);
+            for value in ["$rip", "$rsp", "*(long*)$rsp", "/x *(long*)&gdt", "/x $eflags"] {
+                assert_eq!(dead.print(value), live.print(value), "{value} {paging}");
+            }
+        }
+        hmp.send("quit");
+        machine.finish().ended_with(0);
+    });
+}
+
+#[test]
 fn a_linux_kernel_by_its_symbols_addresses() {
     let (Some(kernel), Some(initrd)) = (image("vmlinux"), image("initramfs.cpio")) else { return };
     let words: PathBuf = repository().join("images/linux/small.cmdline");
@@ -198,6 +225,11 @@ fn a_linux_kernel_by_its_symbols_addresses() {
     gdb.expect("continue", &["Breakpoint 1", "start_kernel"]);
     // The kernel's own half of the address space, through its page tables.
     gdb.expect("x/s (char*)&linux_banner", &["Linux version 6.1."]);
+    let core = machine.dir().join("core");
+    gdb.expect(&format!("monitor dump-guest-memory -p {}", core.display()), &[]);
+    let mut dead = Gdb::start(&kernel, machine.deadline()).expect("it is there");
+    dead.expect(&format!("core-file {}", core.display()), &["start_kernel"]);
+    dead.expect("x/s (char*)&linux_banner", &["Linux version 6.1."]);
     gdb.expect("watch *(long*)&jiffies_64", &["Hardware watchpoint 2"]);
     gdb.expect("continue", &["Old value", "New value"]);
     gdb.command("delete");

@@ -2,13 +2,14 @@
 
 use std::fs::File;
 use std::io::{self, Write};
+use std::os::unix::fs::FileExt;
 
 use board::Bus;
 use board::memory::MemoryMap;
 use devices::chardev::BackendSpec;
 use monitor::state::{
-    AddressSpace, Chardev, Cpu, IoApic, IrqStats, Kvm, LocalApic, MemoryRegion, MemoryTree, Pic,
-    RegionKind, Registers, RunState, Version,
+    AddressSpace, Chardev, Cpu, Dump, HostMemory, IoApic, IrqStats, Kvm, LocalApic, MemoryRegion,
+    MemoryTree, Pic, RegionKind, Registers, Rom, RunState, Translation, Version,
 };
 use monitor::{Cause, CommandError, Control};
 
@@ -119,6 +120,66 @@ impl Control for Machine {
 
     fn read_physical(&mut self, addr: u64, data: &mut [u8]) -> Result<(), CommandError> {
         self.memory().read(addr, data).map_err(|_| CommandError::Unmapped(addr))
+    }
+
+    fn translate(&mut self, cpu: usize, addr: u64) -> Result<Option<u64>, CommandError> {
+        let state = self.vcpu_state(cpu).map_err(refused)?;
+        Ok(paging::translate(&state, self.memory(), addr))
+    }
+
+    fn walk_pages(
+        &mut self,
+        cpu: usize,
+        visit: &mut dyn FnMut(Translation) -> bool,
+    ) -> Result<bool, CommandError> {
+        let state = self.vcpu_state(cpu).map_err(refused)?;
+        Ok(paging::walk_pages(&state, self.memory(), visit))
+    }
+
+    fn host_memory(&mut self, addr: u64) -> HostMemory {
+        let slots = self.memory().slots().iter();
+        // ROM lies over RAM.
+        let slot = slots.rev().find(|slot| addr.wrapping_sub(slot.start) < slot.size);
+        if let Some(slot) = slot {
+            let address = slot.host + (addr - slot.start);
+            return HostMemory::Ram { name: slot.name.into(), address };
+        }
+        let mut devices = self.mmio().mappings().into_iter();
+        match devices.any(|m| (m.start..=m.end).contains(&addr)) {
+            true => HostMemory::NotRam,
+            false => HostMemory::Nothing,
+        }
+    }
+
+    fn host_physical(&mut self, addr: u64) -> io::Result<u64> {
+        /// Of an entry: the page is in memory; the page's number (proc_pid_pagemap(5)).
+        const PRESENT: u64 = 1 << 63;
+        const NUMBER: u64 = (1 << 55) - 1;
+        let mut entry = [0; 8];
+        File::open("/proc/self/pagemap")?.read_exact_at(&mut entry, addr / 4096 * 8)?;
+        let entry = u64::from_le_bytes(entry);
+        if entry & PRESENT == 0 {
+            return Err(io::Error::other("the page is not in memory"));
+        }
+        if entry & NUMBER == 0 {
+            return Err(io::Error::other("the kernel tells page numbers to root only"));
+        }
+        Ok((entry & NUMBER) * 4096 + addr % 4096)
+    }
+
+    fn roms(&mut self) -> Vec<Rom> {
+        let slots = self.memory().slots().iter().filter(|slot| slot.readonly);
+        slots
+            .map(|slot| Rom { start: slot.start, size: slot.size, name: slot.name.into() })
+            .collect()
+    }
+
+    fn dump_memory(&mut self, dump: &Dump) -> Result<(), CommandError> {
+        self.dump_core(dump)
+    }
+
+    fn last_dump(&mut self) -> (&'static str, u64) {
+        self.last_core()
     }
 
     fn port_read(&mut self, port: u16, size: u8) -> u32 {

@@ -481,6 +481,7 @@ impl Machine {
             state: RunState::Prelaunch,
             stopped_clock: None,
             ending: None,
+            last_core: ("none", 0),
             debugger: Default::default(),
             requests,
             gdb_wish: None,

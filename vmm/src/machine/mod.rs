@@ -4,6 +4,7 @@
 //! thread.
 
 mod build;
+mod core_dump;
 mod debug;
 mod requests;
 
@@ -79,6 +80,8 @@ pub struct Machine {
     /// The paravirtual clock at the last stop.
     stopped_clock: Option<ClockState>,
     ending: Option<Ending>,
+    /// What has become of the last memory dump, and its bytes.
+    last_core: (&'static str, u64),
     /// What a debugger wants.
     debugger: Debugger,
     requests: Arc<Requests>,
