@@ -152,8 +152,9 @@ impl Cpu {
     }
 }
 
-/// Whether what follows `instr` may have to be looked at anew: it branches, changes the mode, the
-/// address space or the interrupt flag, or reaches a device.
+/// Whether what follows `instr` may have to be looked at anew: it branches, serialises, changes the mode, the
+/// address space or the interrupt flag, reaches a device or shows the time, which is that of the
+/// block's end.
 fn ends_block(instr: &Instruction) -> bool {
     use Mnemonic as M;
     if instr.flow_control() != FlowControl::Next {
@@ -173,6 +174,9 @@ fn ends_block(instr: &Instruction) -> bool {
         | M::Mwait
         | M::Monitor
         | M::Wrmsr
+        | M::Rdmsr
+        | M::Rdtsc
+        | M::Rdtscp
         | M::Invlpg
         | M::Invpcid
         | M::Lmsw
@@ -201,7 +205,9 @@ fn ends_block(instr: &Instruction) -> bool {
         | M::Lldt
         | M::Into
         | M::Bound
-        | M::Vmcall => true,
+        | M::Cpuid
+        | M::Vmcall
+        | M::Vmmcall => true,
         _ => false,
     }
 }

@@ -24,6 +24,7 @@ compile_error!("the software CPU runs vector and x87 instructions on the host: x
 mod accel;
 mod arch;
 mod block;
+mod count;
 mod cpu;
 mod debugger;
 mod decode;
@@ -33,6 +34,7 @@ mod features;
 mod flags;
 mod host;
 mod int;
+mod kvmclock;
 mod mmu;
 mod msr;
 mod ops;
@@ -41,3 +43,5 @@ mod run;
 mod state;
 
 pub use accel::{Apics, SoftAccel, SoftVcpu};
+pub use count::Counting;
+pub use cpu::WallClock;

@@ -8,8 +8,8 @@ use std::io::{self, Write};
 
 use crate::error::CommandError;
 use crate::state::{
-    Chardev, Cpu, Dump, HostMemory, IoApic, IrqStats, Kvm, LocalApic, MemoryTree, Pic, Registers,
-    Rom, RunState, Translation, Version,
+    Chardev, Cpu, Dump, HostMemory, Icount, IoApic, IrqStats, Kvm, LocalApic, MemoryTree, Pic,
+    Registers, Rom, RunState, Translation, Version,
 };
 
 /// The machine as the monitor sees it.
@@ -22,6 +22,8 @@ pub trait Control {
     fn uuid(&self) -> [u8; 16];
     /// Whether KVM runs the vCPUs, and whether it could.
     fn kvm(&self) -> Kvm;
+    /// The instructions executed and the VM clock; `None` where the accelerator does not count.
+    fn icount(&mut self) -> Option<Icount>;
     /// The character devices, in the order in which they were made.
     fn chardevs(&self) -> Vec<Chardev>;
 

@@ -7,7 +7,7 @@ use std::time::Duration;
 use board::device::{Notifier, Tag};
 use board::event::{EventTarget, Readiness, Watch};
 use board::time::ClockKind;
-use board::{Clock, EventLoop, LoopHandle, VmTime};
+use board::{EventLoop, LoopHandle, VmTime};
 use devices::chardev::terminal;
 use monitor::Cause;
 
@@ -131,7 +131,7 @@ impl EventTarget for App {
 /// With the cause and the remedy, when the machine cannot be made.
 pub fn run(config: Config, ready: impl FnOnce()) -> Result<u8, Error> {
     let mut events =
-        EventLoop::new(Clock::stopped()).map_err(Error::host("make the main loop's fds"))?;
+        EventLoop::new(config.clock()).map_err(Error::host("make the main loop's fds"))?;
     let handle = events.handle();
     let requests = Requests::new();
     let (pidfile, paused, sandboxed) = (config.pidfile.clone(), config.paused, config.sandbox);

@@ -8,8 +8,8 @@ use board::Bus;
 use board::memory::MemoryMap;
 use devices::chardev::BackendSpec;
 use monitor::state::{
-    AddressSpace, Chardev, Cpu, Dump, HostMemory, IoApic, IrqStats, Kvm, LocalApic, MemoryRegion,
-    MemoryTree, Pic, RegionKind, Registers, Rom, RunState, Translation, Version,
+    AddressSpace, Chardev, Cpu, Dump, HostMemory, Icount, IoApic, IrqStats, Kvm, LocalApic,
+    MemoryRegion, MemoryTree, Pic, RegionKind, Registers, Rom, RunState, Translation, Version,
 };
 use monitor::{Cause, CommandError, Control};
 
@@ -37,6 +37,13 @@ impl Control for Machine {
 
     fn kvm(&self) -> Kvm {
         Kvm { enabled: self.accel().name() == "kvm", present: cfg!(feature = "kvm") }
+    }
+
+    fn icount(&mut self) -> Option<Icount> {
+        let repeat = self.vcpu_state(0).ok()?.repeat?;
+        let step = self.config().icount.map(|icount| 1 << icount.shift);
+        let nanos = self.clock().now().nanos();
+        Some(Icount { instructions: repeat.instructions, nanos, step })
     }
 
     fn chardevs(&self) -> Vec<Chardev> {

@@ -8,7 +8,7 @@ use std::io::{self, Write};
 use std::rc::Rc;
 
 use monitor::state::{
-    AddressSpace, Chardev, Cpu, Dump, FpReg, HostMemory, IoApic, IrqStats, Kvm, LocalApic,
+    AddressSpace, Chardev, Cpu, Dump, FpReg, HostMemory, Icount, IoApic, IrqStats, Kvm, LocalApic,
     MemoryRegion, MemoryTree, Pic, RegionKind, Registers, Rom, RunState, Segment, TableRegister,
     Translation, Version,
 };
@@ -284,6 +284,10 @@ impl Control for Fake {
 
     fn kvm(&self) -> Kvm {
         Kvm { enabled: false, present: true }
+    }
+
+    fn icount(&mut self) -> Option<Icount> {
+        Some(Icount { instructions: 1_000_000, nanos: 5_000_000_004, step: Some(4) })
     }
 
     fn chardevs(&self) -> Vec<Chardev> {

@@ -154,6 +154,11 @@ impl Machine {
         &self.map
     }
 
+    /// The VM clock.
+    pub fn clock(&self) -> &Clock {
+        &self.clock
+    }
+
     /// The vCPUs.
     pub fn vcpus(&self) -> &Vcpus {
         &self.vcpus
