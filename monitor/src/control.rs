@@ -8,8 +8,8 @@ use std::io::{self, Write};
 
 use crate::error::CommandError;
 use crate::state::{
-    Chardev, Cpu, Dump, HostMemory, Icount, IoApic, IrqStats, Kvm, LocalApic, MemoryTree, Pic,
-    Registers, Rom, RunState, Translation, Version,
+    Chardev, Cpu, Dump, HostMemory, Icount, IoApic, IrqStats, Kvm, LocalApic, LogItem, MemoryTree,
+    Pic, Registers, Rom, RunState, Translation, Version,
 };
 
 /// The machine as the monitor sees it.
@@ -88,6 +88,15 @@ pub trait Control {
     fn host_memory(&mut self, addr: u64) -> HostMemory;
     /// The host-physical address behind address `addr` of this process.
     fn host_physical(&mut self, addr: u64) -> io::Result<u64>;
+    /// What can be logged, and what is.
+    fn log_items(&self) -> Vec<LogItem>;
+    /// Logs these items from now on, and no others. The caller has made sure that there are such.
+    fn set_log_items(&mut self, names: &[&str]);
+    /// The log goes into the file `path` of the host from now on.
+    ///
+    /// # Errors
+    /// The host's; then it goes on where it was.
+    fn set_log_file(&mut self, path: &str) -> io::Result<()>;
     /// The ROMs.
     fn roms(&mut self) -> Vec<Rom>;
     /// Writes memory and registers as an ELF core. The guest stands still meanwhile.

@@ -454,6 +454,17 @@ pub struct Dump {
     pub filter: Option<(u64, u64)>,
 }
 
+/// Something that can be logged.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct LogItem {
+    /// "unimp"
+    pub name: &'static str,
+    /// What it is.
+    pub help: &'static str,
+    /// It is logged.
+    pub on: bool,
+}
+
 /// Memory of the machine that has contents from the beginning.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Rom {

@@ -172,6 +172,7 @@ pub fn commands() -> impl Iterator<Item = &'static Command> {
         topics::run::COMMANDS,
         topics::info::COMMANDS,
         topics::memory::COMMANDS,
+        topics::log::COMMANDS,
         topics::paging::COMMANDS,
         topics::io::COMMANDS,
         topics::protocol::COMMANDS,

@@ -69,6 +69,9 @@ fn with_paging() {
     assert_eq!(
         machine.log,
         [
+            "log [\"unimp\", \"cpu_reset\"]",
+            "log []",
+            "logfile /tmp/qlog.txt",
             "gdbserver tcp::1299",
             "gdbserver none",
             "dump /tmp/q.core paging=false None",

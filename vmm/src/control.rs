@@ -9,10 +9,12 @@ use board::memory::MemoryMap;
 use devices::chardev::BackendSpec;
 use monitor::state::{
     AddressSpace, Chardev, Cpu, Dump, HostMemory, Icount, IoApic, IrqStats, Kvm, LocalApic,
-    MemoryRegion, MemoryTree, Pic, RegionKind, Registers, Rom, RunState, Translation, Version,
+    LogItem, MemoryRegion, MemoryTree, Pic, RegionKind, Registers, Rom, RunState, Translation,
+    Version,
 };
 use monitor::{Cause, CommandError, Control};
 
+use crate::config::{LOG_ITEMS, LogItems};
 use crate::machine::Machine;
 use crate::{inspect, paging};
 
@@ -172,6 +174,25 @@ impl Control for Machine {
             return Err(io::Error::other("the kernel tells page numbers to root only"));
         }
         Ok((entry & NUMBER) * 4096 + addr % 4096)
+    }
+
+    fn log_items(&self) -> Vec<LogItem> {
+        let now = self.log().items();
+        let on = |name| if name == "cpu_reset" { now.cpu_reset } else { now.unimp };
+        LOG_ITEMS.map(|(name, help)| LogItem { name, help, on: on(name) }).into()
+    }
+
+    fn set_log_items(&mut self, names: &[&str]) {
+        let has = |name| names.contains(&name);
+        let unimp = has("unimp") || has("guest_errors");
+        self.log().set_items(LogItems { unimp, cpu_reset: has("cpu_reset") });
+    }
+
+    fn set_log_file(&mut self, path: &str) -> io::Result<()> {
+        if self.config().sandbox {
+            return Err(io::Error::other("--sandbox on lets vmm write no files"));
+        }
+        self.log().set_file(path.as_ref())
     }
 
     fn roms(&mut self) -> Vec<Rom> {

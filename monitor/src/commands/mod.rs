@@ -3,6 +3,7 @@
 pub(crate) mod help;
 pub(crate) mod info;
 pub(crate) mod io;
+pub(crate) mod log;
 pub(crate) mod memory;
 pub(crate) mod paging;
 pub(crate) mod protocol;

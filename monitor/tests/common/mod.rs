@@ -9,8 +9,8 @@ use std::rc::Rc;
 
 use monitor::state::{
     AddressSpace, Chardev, Cpu, Dump, FpReg, HostMemory, Icount, IoApic, IrqStats, Kvm, LocalApic,
-    MemoryRegion, MemoryTree, Pic, RegionKind, Registers, Rom, RunState, Segment, TableRegister,
-    Translation, Version,
+    LogItem, MemoryRegion, MemoryTree, Pic, RegionKind, Registers, Rom, RunState, Segment,
+    TableRegister, Translation, Version,
 };
 use monitor::{CommandError, Control};
 
@@ -422,6 +422,26 @@ impl Control for Fake {
 
     fn host_physical(&mut self, addr: u64) -> io::Result<u64> {
         Ok(addr - 0x7f8c_4fe0_0000 + 0x3_a920_0000)
+    }
+
+    fn log_items(&self) -> Vec<LogItem> {
+        let item = |name, help| LogItem { name, help, on: false };
+        vec![
+            item("cpu_reset", "show CPU state before CPU resets"),
+            item("unimp", "log unimplemented functionality"),
+        ]
+    }
+
+    fn set_log_items(&mut self, names: &[&str]) {
+        self.log.push(format!("log {names:?}"));
+    }
+
+    fn set_log_file(&mut self, path: &str) -> io::Result<()> {
+        if path.starts_with("/nonexistent/") {
+            return Err(io::Error::from_raw_os_error(2));
+        }
+        self.log.push(format!("logfile {path}"));
+        Ok(())
     }
 
     fn roms(&mut self) -> Vec<Rom> {

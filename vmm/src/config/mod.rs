@@ -485,7 +485,8 @@ fn parse_sandbox(text: &str) -> Result<bool, ConfigError> {
 }
 
 /// What `-d` logs: names and how they are explained.
-const LOG_ITEMS: [(&str, &str); 3] = [
+/// What `-d` and `log` know.
+pub const LOG_ITEMS: [(&str, &str); 3] = [
     ("unimp", "accesses to ports and addresses where no device is"),
     ("guest_errors", "the same"),
     ("cpu_reset", "the registers at each reset and triple fault"),

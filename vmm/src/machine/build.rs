@@ -292,10 +292,7 @@ fn add_kernel_items(items: &mut FwCfgItems, config: &Config) {
 }
 
 /// An address space, which tells the log of accesses to nothing where `-d unimp` asks for it.
-fn new_bus(config: &Config, log: &Arc<Log>, space: &'static str) -> Arc<Bus> {
-    if !config.log.unimp {
-        return Arc::new(Bus::new());
-    }
+fn new_bus(log: &Arc<Log>, space: &'static str) -> Arc<Bus> {
     let log = log.clone();
     Arc::new(Bus::with_witness(move |address, access| log.unclaimed(space, address, access)))
 }
@@ -358,7 +355,7 @@ impl Machine {
         events: &LoopHandle,
         requests: Arc<Requests>,
     ) -> Result<(Self, Frontends), Error> {
-        let log = Log::open(config.log_file.as_deref())?;
+        let log = Log::open(config.log_file.as_deref(), config.log)?;
         let ram = GuestRam::new(config.memory)?;
         let mut map = MemoryMap::new(&ram);
         let payload = match &config.bios {
@@ -386,8 +383,8 @@ impl Machine {
 
         let mut board = Board {
             events,
-            pio: new_bus(&config, &log, "port"),
-            mmio: new_bus(&config, &log, "address"),
+            pio: new_bus(&log, "port"),
+            mmio: new_bus(&log, "address"),
             slots: Vec::new(),
             lines: Vec::new(),
             requests: requests.clone(),

@@ -75,7 +75,7 @@ impl Machine {
 
     /// A vCPU has stopped for the debugger.
     pub(super) fn trapped(&mut self, vcpu: usize, trap: board::Trap) {
-        if self.state != RunState::Running {
+        if self.state != RunState::Running || !self.is_wanted(vcpu, trap) {
             return;
         }
         self.stop(RunState::Debug);
@@ -97,6 +97,21 @@ impl Machine {
             }
         };
         self.debugger.trap = Some((vcpu, trap));
+    }
+}
+
+impl Machine {
+    /// Whether the debugger still wants to hear of `trap`, which may have happened before it changed
+    /// its mind.
+    fn is_wanted(&self, vcpu: usize, trap: board::Trap) -> bool {
+        let Some(told) = self.debugger.told.get(vcpu) else { return false };
+        match trap {
+            board::Trap::Step => told.step,
+            board::Trap::Watch(point) => told.watchpoints.contains(&point),
+            board::Trap::Breakpoint => self
+                .vcpu_state(vcpu)
+                .is_ok_and(|state| told.breakpoints.contains(&state.linear_rip())),
+        }
     }
 }
 

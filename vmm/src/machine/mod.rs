@@ -149,6 +149,11 @@ impl Machine {
         self.accel.doorbells().unwrap_or(&*self.doorbells)
     }
 
+    /// The log.
+    pub fn log(&self) -> &Log {
+        &self.log
+    }
+
     /// RAM and ROM.
     pub fn memory(&self) -> &MemoryMap {
         &self.map
@@ -286,7 +291,7 @@ impl Machine {
         }
         let runs = self.state == RunState::Running;
         self.vcpus.pause();
-        if self.config.log.cpu_reset {
+        if self.log.items().cpu_reset {
             self.log_registers("CPU Reset");
         }
         for slot in &self.slots {
@@ -341,7 +346,7 @@ impl Machine {
         match request {
             Request::System(request) => self.handle_system(request),
             Request::Vcpu(id, VcpuEvent::Shutdown) => {
-                if self.config.log.cpu_reset {
+                if self.log.items().cpu_reset {
                     self.log_registers(&format!("Triple fault on CPU {id}"));
                 }
                 self.reset(Cause::GuestReset);
