@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 pub use crate::event::Tag;
 use crate::event::{EventTarget, LoopHandle, Readiness, Timer, Watch};
+use crate::pci::PciFunction;
 use crate::state::ErasedSnapshot;
 use crate::time::{ClockKind, VmTime};
 
@@ -48,6 +49,11 @@ pub trait Device: Send {
 
     /// The machine runs again.
     fn resume(&mut self) {}
+
+    /// The configuration side of a device that is a PCI function.
+    fn pci(&mut self) -> Option<&mut dyn PciFunction> {
+        None
+    }
 
     /// The device's state, if it has any worth saving.
     fn snapshot(&mut self) -> Option<&mut dyn ErasedSnapshot> {

@@ -10,9 +10,12 @@ pub mod debug;
 pub mod device;
 pub mod entropy;
 pub mod event;
+#[cfg(feature = "fuzz")]
+pub mod fuzz;
 pub mod irq;
 pub mod lapic;
 pub mod memory;
+pub mod pci;
 pub mod state;
 pub mod system;
 pub mod time;
@@ -27,6 +30,7 @@ pub use event::{Brake, EventLoop, EventTarget, LoopHandle, Readiness, Timer, Wat
 pub use irq::{IrqLine, IrqSink, Msi, MsiSink};
 pub use lapic::{ApicEvent, LocalApic};
 pub use memory::GuestRam;
+pub use pci::{Devfn, PciFunction};
 pub use state::{Snapshot, StateError};
 pub use system::{SystemControl, SystemRequest};
 pub use time::{Clock, VmTime};

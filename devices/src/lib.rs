@@ -5,3 +5,4 @@
 
 pub mod chardev;
 pub mod chip;
+pub mod pci;

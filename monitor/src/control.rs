@@ -9,7 +9,7 @@ use std::io::{self, Write};
 use crate::error::CommandError;
 use crate::state::{
     Chardev, Cpu, Dump, HostMemory, Icount, IoApic, IrqStats, Kvm, LocalApic, LogItem, MemoryTree,
-    Pic, Registers, Rom, RunState, Translation, Version,
+    PciBus, Pic, Registers, Rom, RunState, Translation, Version,
 };
 
 /// The machine as the monitor sees it.
@@ -122,6 +122,19 @@ pub trait Control {
     /// # Errors
     /// [`CommandError::Refused`] with the cause.
     fn gdbserver(&mut self, device: &str) -> Result<(), CommandError>;
+
+    /// The PCI buses with their functions; empty on a machine without.
+    fn pci(&mut self) -> Vec<PciBus>;
+    /// Plugs in the device that `text` describes, as `--device` does.
+    ///
+    /// # Errors
+    /// [`CommandError::Refused`] with the cause; nothing has changed then.
+    fn device_add(&mut self, text: &str) -> Result<(), CommandError>;
+    /// Asks the guest to give up the device `id`; the event DEVICE_DELETED follows once it has.
+    ///
+    /// # Errors
+    /// [`CommandError::DeviceNotFound`], or [`CommandError::Refused`] when it is asked already.
+    fn device_del(&mut self, id: &str) -> Result<(), CommandError>;
 
     /// Makes (or empties) a file of the host.
     fn create_file(&mut self, path: &str) -> io::Result<Box<dyn Write>>;

@@ -6,8 +6,8 @@ use serde::Serialize;
 use crate::disas::Instruction;
 use crate::format::Style;
 use crate::state::{
-    AddressSpace, Chardev, IoApic, IrqStats, Kvm, LocalApic, Pic, Range, Registers, Rom, RunState,
-    Translation, Version,
+    AddressSpace, Chardev, IoApic, IrqStats, Kvm, LocalApic, PciBus, Pic, Range, Registers, Rom,
+    RunState, Translation, Version,
 };
 
 /// A command's answer.
@@ -51,6 +51,8 @@ pub enum Reply {
     },
     /// `info irq`
     IrqStats(Vec<IrqStats>),
+    /// `info pci`
+    Pci(Vec<PciBus>),
     /// `info mtree`
     MemoryTree(Vec<AddressSpace>),
     /// `info mtree -f`

@@ -3,7 +3,8 @@
 //!
 //! `reset`: `-S -smp 2`, at the reset vector. `protected`: a ROM of 32-bit code has set up segments,
 //! I/O APIC, local APIC and 8259A. `paging`: a kernel has mapped 4 GiB by large pages; what a file's name lacks is said
-//! in our words. `long`: a ROM has gone on to 64-bit mode. The contents of memory
+//! in our words. `long`: a ROM has gone on to 64-bit mode. `pci`: `-M pc -nodefaults
+//! -device pci-testdev,membar=4096,addr=3 -device edu,id=e,addr=4`, with `-S` and after SeaBIOS. The contents of memory
 //! and registers are those of `common`; `info mtree` shows an excerpt.
 
 mod common;
@@ -35,6 +36,13 @@ fn replay(mut machine: Fake, transcript: &str) -> Fake {
 fn at_the_reset_vector() {
     let machine = replay(common::reset(), include_str!("golden/reset.txt"));
     assert_eq!(machine.log, ["cont", "quit"]);
+}
+
+#[test]
+fn pci_before_and_after_firmware() {
+    let machine = replay(common::reset(), include_str!("golden/pci.txt"));
+    let done = ["cont", "device_add pci-testdev,id=t", "device_del t", "quit"];
+    assert_eq!(machine.log, done);
 }
 
 #[test]

@@ -94,7 +94,7 @@ impl Operator for App {
         }
         let sessions = self.sessions();
         for event in news {
-            sessions.iter().for_each(|session| session.event(event));
+            sessions.iter().for_each(|session| session.event(&event));
         }
         let gdb = self.gdb().clone();
         if let Some(gdb) = &gdb {

@@ -8,9 +8,9 @@ use board::Bus;
 use board::memory::MemoryMap;
 use devices::chardev::BackendSpec;
 use monitor::state::{
-    AddressSpace, Chardev, Cpu, Dump, HostMemory, Icount, IoApic, IrqStats, Kvm, LocalApic,
-    LogItem, MemoryRegion, MemoryTree, Pic, RegionKind, Registers, Rom, RunState, Translation,
-    Version,
+    AddressSpace, Assists, Chardev, Cpu, Dump, HostMemory, Icount, IoApic, IrqStats, Kvm,
+    LocalApic, LogItem, MemoryRegion, MemoryTree, PciBus, Pic, RegionKind, Registers, Rom,
+    RunState, Translation, Version,
 };
 use monitor::{Cause, CommandError, Control};
 
@@ -38,7 +38,14 @@ impl Control for Machine {
     }
 
     fn kvm(&self) -> Kvm {
-        Kvm { enabled: self.accel().name() == "kvm", present: cfg!(feature = "kvm") }
+        let assists = self.accel().assists().map(|a| Assists {
+            failures: a.failures,
+            system_calls: a.system_calls,
+            exceptions: a.exceptions,
+            instructions: a.instructions,
+        });
+        let enabled = self.accel().name() == "kvm";
+        Kvm { enabled, present: cfg!(feature = "kvm"), assists }
     }
 
     fn icount(&mut self) -> Option<Icount> {
@@ -289,6 +296,18 @@ impl Control for Machine {
         self.serve_gdb(&spec).map_err(refused)
     }
 
+    fn pci(&mut self) -> Vec<PciBus> {
+        self.pci_buses()
+    }
+
+    fn device_add(&mut self, text: &str) -> Result<(), CommandError> {
+        Machine::device_add(self, text).map_err(refused)
+    }
+
+    fn device_del(&mut self, id: &str) -> Result<(), CommandError> {
+        Machine::device_del(self, id)
+    }
+
     fn create_file(&mut self, path: &str) -> io::Result<Box<dyn Write>> {
         if self.config().sandbox {
             return Err(io::Error::other("--sandbox on lets vmm write no files"));
@@ -333,7 +352,7 @@ fn device_regions(bus: &Bus) -> Vec<MemoryRegion> {
     let mappings = bus.mappings().into_iter();
     mappings
         .map(|mapping| MemoryRegion {
-            name: mapping.slot.name().to_owned(),
+            name: mapping.target.name().to_owned(),
             start: mapping.start,
             end: mapping.end,
             priority: 0,

@@ -25,5 +25,5 @@ pub mod reset;
 pub mod rtc;
 pub mod serial;
 #[cfg(test)]
-mod testing;
+pub(crate) mod testing;
 pub mod uart16550;

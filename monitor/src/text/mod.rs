@@ -4,6 +4,7 @@ mod chips;
 mod cpu;
 mod memory;
 mod paging;
+mod pci;
 
 use std::fmt::{self, Write};
 
@@ -32,7 +33,15 @@ fn write_reply(out: &mut String, reply: &Reply) -> fmt::Result {
                 (false, true) => "disabled",
                 (false, false) => "not compiled",
             };
-            writeln!(out, "kvm support: {state}")
+            writeln!(out, "kvm support: {state}")?;
+            kvm.assists.iter().try_for_each(|a| {
+                writeln!(
+                    out,
+                    "executed by the software CPU: {} instructions, for {} emulation failures, {} \
+                     system calls, {} exceptions",
+                    a.instructions, a.failures, a.system_calls, a.exceptions
+                )
+            })
         }
         Reply::Cpus(cpus) => cpus.iter().try_for_each(|cpu| info_cpu(out, cpu)),
         Reply::Chardevs(all) => all.iter().try_for_each(|one| chardev(out, one)),
@@ -45,6 +54,7 @@ fn write_reply(out: &mut String, reply: &Reply) -> fmt::Result {
             chips::interrupt_controllers(out, io_apics, pics)
         }
         Reply::IrqStats(all) => all.iter().try_for_each(|one| chips::irq_stats(out, one)),
+        Reply::Pci(all) => pci::buses(out, all),
         Reply::MemoryTree(spaces) => memory::tree(out, spaces),
         Reply::FlatViews(spaces) => memory::flat_views(out, spaces),
         Reply::Roms(roms) => roms.iter().try_for_each(|rom| {

@@ -7,7 +7,7 @@ use acpi_tables::aml::{
 };
 use acpi_tables::sdt::Sdt;
 
-use super::{Platform, sdt, to_bytes};
+use super::{Platform, pci, sdt, to_bytes};
 
 /// The DSDT.
 pub(super) fn table(platform: &Platform<'_>) -> Sdt {
@@ -27,11 +27,17 @@ pub(super) fn table(platform: &Platform<'_>) -> Sdt {
         let id = EISAName::new("PNP0501");
         devices.push(device(&name, &id, Some(number), &ports, Some(serial.irq)));
     }
+    if let Some(apertures) = &platform.pci {
+        devices.extend(pci::devices(apertures));
+    }
     // S5 is SLP_TYP 0 in both PM1 control registers.
     let soft_off = Name::new("_S5_".into(), &Package::new(vec![&ZERO, &ZERO, &ZERO, &ZERO]));
     let mut table = sdt(*b"DSDT", 2);
     table.append_slice(&to_bytes(&soft_off));
     table.append_slice(&Scope::raw("\\_SB_".into(), devices.concat()));
+    if platform.pci.is_some() {
+        table.append_slice(&pci::event());
+    }
     table
 }
 

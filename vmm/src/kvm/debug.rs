@@ -81,9 +81,26 @@ fn trap(request: &DebugRequest, dr6: u64) -> Trap {
 
 impl KvmVcpu {
     pub(super) fn apply_debug(&mut self, request: &DebugRequest) -> Result<(), AccelError> {
-        let debugreg = registers(request).map_err(AccelError::Unsupported)?;
+        registers(request).map_err(AccelError::Unsupported)?;
+        self.debug = request.clone();
+        self.set_guest_debug()
+    }
+
+    /// Tells KVM what the debugger wants and, in the registers that it leaves, where the guest's
+    /// handlers are that [`super::gaps`] watches.
+    pub(super) fn set_guest_debug(&mut self) -> Result<(), AccelError> {
+        let request = &self.debug;
+        let mut debugreg = registers(request).map_err(AccelError::Unsupported)?;
+        let used = request.breakpoints.len() + request.watchpoints.len();
+        if let Some(handlers) = self.gaps.handlers
+            && used + handlers.len() <= SLOTS
+        {
+            debugreg[SLOTS - handlers.len()..SLOTS].copy_from_slice(&handlers);
+            // L2 and L3, both on execution (SDM vol. 3, 18.2.4).
+            debugreg[7] |= 0x50;
+        }
         let mut debug = kvm_guest_debug::default();
-        if !request.is_none() {
+        if !request.is_none() || self.gaps.handlers.is_some() {
             debug.control = KVM_GUESTDBG_ENABLE | KVM_GUESTDBG_USE_HW_BP;
             debug.arch = kvm_guest_debug_arch { debugreg };
         }
@@ -93,11 +110,13 @@ impl KvmVcpu {
                 debug.control |= KVM_GUESTDBG_BLOCKIRQ;
             }
         }
-        host(self.fd.set_guest_debug(&debug), || {
-            format!("KVM_SET_GUEST_DEBUG of vCPU {}", self.id)
-        })?;
-        self.debug = request.clone();
-        Ok(())
+        host(self.fd.set_guest_debug(&debug), || format!("KVM_SET_GUEST_DEBUG of vCPU {}", self.id))
+    }
+
+    /// Whether a debug exit is for the debugger, not for [`super::gaps`].
+    pub(super) fn is_debuggers(&self, dr6: u64) -> bool {
+        let used = self.debug.breakpoints.len() + self.debug.watchpoints.len();
+        self.debug.step && dr6 & BS != 0 || dr6 & ((1 << used) - 1) != 0
     }
 
     pub(super) fn debug_exit(&self, dr6: u64) -> Exit {

@@ -6,6 +6,7 @@
 mod build;
 mod core_dump;
 mod debug;
+mod pci;
 mod requests;
 
 use std::path::PathBuf;
@@ -18,11 +19,11 @@ use board::vcpu::{Cpuid, MpState};
 use board::{Accel, Bus, Clock, LoopHandle, Slot, SystemRequest, VcpuState};
 use devices::chardev::{BackendKind, BackendSpec, CharPort, ChardevError, Chardevs};
 use devices::chip::irqchip::Irqchip;
-use monitor::state::RunState;
-use monitor::{Cause, Event, PanicAction};
+use monitor::state::{PciBus, RunState};
+use monitor::{Cause, CommandError, Event, PanicAction};
 
 use crate::boot::{self, BootConfig, BootError, Entry, Firmware};
-use crate::config::{Config, MachineKind};
+use crate::config::{Config, DeviceSpec, MachineKind};
 use crate::doorbell::DoorbellTable;
 use crate::log::Log;
 use crate::report;
@@ -32,6 +33,7 @@ use crate::{Error, acpi};
 use debug::Debugger;
 
 pub use build::Frontends;
+pub(crate) use pci::{ECAM, HOTPLUG_PORT};
 pub use requests::{Request, Requests};
 
 /// What is to become of the gdb stub.
@@ -72,6 +74,7 @@ pub struct Machine {
     mmio: Arc<Bus>,
     slots: Vec<Arc<Slot>>,
     irqchip: Option<Arc<Irqchip>>,
+    pci: Option<pci::Pci>,
     power_button: Option<Notifier>,
     chardevs: Chardevs,
     payload: Payload,
@@ -223,13 +226,18 @@ impl Machine {
                     serial: &self.serial_ports,
                     legacy: self.config.machine == MachineKind::Pc,
                     acpi: self.config.acpi,
+                    pci: self.pci.as_ref().map(pci::Pci::apertures),
                 };
                 let rsdp = acpi::install(&platform, ram)?;
+                if let Some(pci) = &self.pci {
+                    pci.assign();
+                }
                 let config = BootConfig {
                     kernel,
                     initrd: self.config.initrd.as_deref(),
                     cmdline: &self.config.append,
                     rsdp,
+                    ecam: self.pci.as_ref().map(pci::Pci::ecam),
                 };
                 Ok(Some(boot::load(&config, ram)?.entry))
             }
@@ -294,8 +302,15 @@ impl Machine {
         if self.log.items().cpu_reset {
             self.log_registers("CPU Reset");
         }
+        // What the guest was asked to give up has no driver any more.
+        if let Some(slots) = self.pci.as_ref().map(pci::Pci::unplugging) {
+            self.eject(slots);
+        }
         for slot in &self.slots {
             slot.lock().reset();
+        }
+        if let Some(pci) = &self.pci {
+            pci.synchronize();
         }
         self.news.push(Event::Reset(cause));
         if let Err(error) = self.load() {
@@ -385,6 +400,50 @@ impl Machine {
             SystemRequest::CrashLoaded => {
                 self.news.push(Event::GuestPanicked(PanicAction::Run));
             }
+            SystemRequest::EjectPci { slots } => self.eject(slots),
+        }
+    }
+
+    /// Plugs in the device that `text` describes, as `--device` does, and tells the guest.
+    ///
+    /// # Errors
+    /// With the cause and the remedy; nothing has changed then.
+    pub fn device_add(&mut self, text: &str) -> Result<(), Error> {
+        let DeviceSpec::Pci(spec) = DeviceSpec::parse(text)? else {
+            return Err(Error::Unsupported(format!(
+                "device '{text}' cannot be added to a running machine: give it by --device"
+            )));
+        };
+        let pci = self.pci.as_mut().ok_or_else(|| build::no_pci_bus(&spec))?;
+        self.slots.push(pci.plug(&spec)?);
+        pci.announce(self.clock.now());
+        Ok(())
+    }
+
+    /// Asks the guest to give up the device `id`. DEVICE_DELETED follows once it has.
+    ///
+    /// # Errors
+    /// When there is no such device, or the guest has been asked already.
+    pub fn device_del(&mut self, id: &str) -> Result<(), CommandError> {
+        let now = self.clock.now();
+        match &mut self.pci {
+            Some(pci) => pci.unplug(id, now),
+            None => Err(CommandError::DeviceNotFound(id.to_owned())),
+        }
+    }
+
+    /// The PCI bus for `info pci`.
+    pub fn pci_buses(&self) -> Vec<PciBus> {
+        let devices = self.pci.as_ref().map(pci::Pci::devices);
+        devices.map(|devices| PciBus { bus: 0, devices }).into_iter().collect()
+    }
+
+    /// Pulls PCI devices out, a bit a slot.
+    fn eject(&mut self, slots: u32) {
+        let Some(pci) = &mut self.pci else { return };
+        for (id, slot) in pci.eject(slots) {
+            self.slots.retain(|other| !Arc::ptr_eq(other, &slot));
+            self.news.push(Event::DeviceDeleted(id));
         }
     }
 
