@@ -8,7 +8,7 @@ wanted=()
 for group in "$@"; do
     case $group in
         build) wanted+=(gcc libc6-dev make) ;;
-        test) wanted+=(qemu-utils) ;;
+        test) wanted+=(qemu-utils gdb) ;;
         linux) wanted+=(bc bison flex gcc libc6-dev libelf-dev lz4 make patch xz-utils) ;;
         *) echo "packages.sh: no group $group; there are: build, test, linux" >&2; exit 1 ;;
     esac

@@ -117,6 +117,7 @@ impl Cpu {
     /// for single steps, or `single` does.
     #[inline(always)]
     fn turn<const COUNTED: bool>(&mut self, single: bool) -> Result<Option<*const Block>, Exit> {
+        self.block = std::ptr::null();
         if let Some(exit) = self.settle_stop() {
             return Err(exit);
         }
@@ -135,12 +136,20 @@ impl Cpu {
             }
         }
         let shadow = self.sti_shadow || self.mov_ss_shadow;
-        if !shadow && self.nmi_pending | self.irq_hint {
+        if !shadow
+            && self.nmi_pending | self.irq_hint
+            && !self.debugger.holds_interrupts(self.mp_state)
+        {
             self.interrupts();
             // Code that was changed before an interrupt was sent is not executed after it.
             if self.stop.is_some() || self.mailbox.attention.load(Ordering::SeqCst) {
                 return Ok(None);
             }
+        }
+        if self.debugger.on
+            && let Some(trap) = self.debugger_trap()
+        {
+            return Err(Exit::Debug(trap));
         }
         if self.mp_state != MpState::Runnable {
             if COUNTED {
@@ -151,9 +160,11 @@ impl Cpu {
         }
         let special = self.flags.rest & (bit::TF | bit::RF) != 0
             || self.debug.control & 0xFF != 0
-            || self.watch_hit != 0;
+            || self.watch_hit != 0
+            || self.debugger.step();
         if shadow || special || single || COUNTED && std::mem::take(&mut self.solo_next) {
             self.step();
+            self.debugger.stepped = true;
             return Ok(None);
         }
         match self.find_block(false) {
@@ -195,6 +206,9 @@ impl Cpu {
             Why::Exception(exception) => {
                 self.icount += 1;
                 self.watch_hit = 0;
+                if exception.vector != vector::DB {
+                    self.debugger.forget_hit();
+                }
                 self.mov_ss_shadow = false;
                 self.sti_shadow = false;
                 // The trap behind HLT ends the halt.
@@ -349,6 +363,7 @@ impl Cpu {
             Err(Stop) => return,
         };
         let null = self.run_block(block);
+        self.block = std::ptr::null();
         debug_assert!(null.is_null(), "single-instruction blocks have no links");
         self.link = None;
         match self.stop {

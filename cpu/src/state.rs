@@ -62,6 +62,7 @@ impl Cpu {
             watch_hit: 0,
             step_trap: false,
             in_new_task: false,
+            debugger: Default::default(),
             msrs: Msrs::new(),
             vector: Vector::new(),
             phys_bits: Features::phys_bits(cpuid),

@@ -1,6 +1,6 @@
 //! The console language: the command table, HMP, QMP and line editing. Bytes in, bytes out.
 //!
-//! [`Hmp`] and [`Qmp`] are sessions: the caller feeds them what it read from a character device and
+//! [`Hmp`], [`Qmp`] and [`gdb::Gdb`] are sessions: the caller feeds them what it read from a character device and
 //! writes out what they give back. Commands act on the machine through [`Control`] only, which the
 //! caller implements. HMP's syntax and output, and QMP's names and errors, are QEMU's (7.2), so
 //! that scripts written for its monitor go on working.
@@ -15,6 +15,7 @@ mod error;
 mod event;
 mod expr;
 mod format;
+pub mod gdb;
 mod hmp;
 mod json;
 mod keys;

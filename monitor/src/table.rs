@@ -112,6 +112,11 @@ impl Arg {
         Self::new(name, ArgKind::DotInt, Complete::Nothing).optional()
     }
 
+    /// One word, or a string in double quotes.
+    pub const fn text(name: &'static str) -> Self {
+        Self::new(name, ArgKind::Text, Complete::Nothing)
+    }
+
     /// A file's name.
     pub const fn file(name: &'static str) -> Self {
         Self::new(name, ArgKind::Text, Complete::File)
@@ -120,11 +125,6 @@ impl Arg {
     /// A command's name, which may have several words.
     pub const fn command(name: &'static str) -> Self {
         Self::new(name, ArgKind::Rest, Complete::Command)
-    }
-
-    /// One word.
-    pub const fn text(name: &'static str) -> Self {
-        Self::new(name, ArgKind::Text, Complete::Nothing)
     }
 
     /// The rest of the line.
@@ -178,6 +178,8 @@ pub fn commands() -> impl Iterator<Item = &'static Command> {
         topics::info::COMMANDS,
         topics::device::COMMANDS,
         topics::memory::COMMANDS,
+        topics::log::COMMANDS,
+        topics::paging::COMMANDS,
         topics::io::COMMANDS,
         topics::virtio::COMMANDS,
         topics::block::COMMANDS,

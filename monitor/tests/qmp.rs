@@ -379,6 +379,7 @@ fn replies_are_of_the_types_that_the_schema_names() {
             "eject" => json!({ "device": "virtio0" }),
             "x-query-virtio-status" => json!({ "path": common::VIRTIO }),
             "x-query-virtio-queue-status" => json!({ "path": common::VIRTIO, "queue": 0 }),
+            "dump-guest-memory" => json!({ "paging": false, "protocol": "file:/tmp/core" }),
             "device_add" => json!({ "driver": "d" }),
             "device_del" => json!({ "id": "d" }),
             "human-monitor-command" => json!({ "command-line": "info status" }),

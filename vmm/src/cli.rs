@@ -121,6 +121,12 @@ pub struct Cli {
     /// Do not start the vCPUs: the monitor's cont does
     #[arg(short = 'S', help_heading = "Running")]
     pub paused: bool,
+    /// Let gdb attach: tcp::PORT, unix:PATH, stdio, pty or none
+    #[arg(long, value_name = "BACKEND", help_heading = "Running")]
+    pub gdb: Option<String>,
+    /// Let gdb attach on port 1234, as --gdb tcp::1234
+    #[arg(short = 's', conflicts_with = "gdb", help_heading = "Running")]
+    pub gdb_port: bool,
     /// End instead of resetting the machine
     #[arg(long, help_heading = "Running")]
     pub no_reboot: bool,

@@ -13,6 +13,7 @@ pub mod cpuid;
 pub mod daemon;
 pub mod doorbell;
 mod error;
+pub mod gdb;
 pub mod inspect;
 #[cfg(feature = "kvm")]
 pub mod kvm;

@@ -141,7 +141,8 @@ impl Run {
     /// Elements from the one at `linear` on that can be done in one go: they run upwards, stay in
     /// the page, and (outside 64-bit mode, where limits are checked one by one) are one.
     fn stretch(&self, cpu: &Cpu, linear: u64) -> u64 {
-        let watched = cpu.debug.control & 0xFF != 0 || cpu.checks_alignment();
+        let watched =
+            cpu.debug.control & 0xFF != 0 || cpu.checks_alignment() || cpu.debugger.watching;
         if cpu.flags.rest & (bit::DF | bit::TF) != 0 || self.most == 1 || watched {
             return 1;
         }

@@ -138,6 +138,10 @@ impl Cpu {
     pub(crate) fn read_as(&mut self, linear: u64, data: &mut [u8], access: Access) -> Res {
         let linear = self.wrap(linear);
         self.watch(linear, data.len() as u64, access.kind);
+        if self.debugger.watching && access.kind == Kind::Write {
+            // What is read here is written next.
+            self.debugger_watch(linear, data.len() as u64, Kind::Read);
+        }
         let first = self.room(linear).min(data.len());
         let place = self.translate(linear, access)?;
         if first < data.len() {
@@ -342,6 +346,10 @@ impl Cpu {
         let access = self.data_access(true);
         let linear = self.wrap(linear);
         self.watch(linear, size, Kind::Write);
+        if self.debugger.watching {
+            // Whoever writes in place reads first.
+            self.debugger_watch(linear, size, Kind::Read);
+        }
         let place = self.translate(linear, access)?;
         let crosses = self.room(linear) < size as usize;
         if crosses {

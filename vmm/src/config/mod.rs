@@ -119,6 +119,8 @@ pub struct Config {
     pub monitor: Option<BackendSpec>,
     /// The monitor in JSON form.
     pub qmp: Vec<BackendSpec>,
+    /// Where gdb attaches.
+    pub gdb: Option<BackendSpec>,
     /// Backends for devices.
     pub chardevs: Vec<BackendSpec>,
     /// The escape key of multiplexed terminals.
@@ -213,6 +215,7 @@ impl Config {
             serials,
             monitor,
             qmp: backends(&cli.qmp)?,
+            gdb: parse_gdb(&cli)?,
             chardevs: cli
                 .chardev
                 .iter()
@@ -248,7 +251,8 @@ impl Config {
     fn check_background(&self) -> Result<(), ConfigError> {
         let on_stdio = |spec: &BackendSpec| matches!(spec.kind, BackendKind::Stdio { .. });
         let consoles = self.serials.iter().flatten().chain(&self.monitor);
-        if consoles.chain(&self.qmp).chain(&self.chardevs).any(on_stdio) {
+        let others = self.qmp.iter().chain(&self.gdb).chain(&self.chardevs);
+        if consoles.chain(others).any(on_stdio) {
             return Err(ConfigError::Conflict(
                 "--daemonize leaves the terminal: put consoles on unix:PATH,server,nowait or pty"
                     .into(),
@@ -428,6 +432,9 @@ fn parse_smp(text: &str) -> Result<Topology, ConfigError> {
     Ok(Topology { cpus, sockets, cores, threads })
 }
 
+/// What `-s` means, and `gdbserver` without an argument.
+pub const GDB_PORT: &str = "tcp::1234";
+
 /// The serial ports and the monitor. Without a word about either, both are on the terminal.
 type Consoles = (Vec<Option<BackendSpec>>, Option<BackendSpec>);
 
@@ -458,6 +465,12 @@ fn parse_consoles(cli: &Cli) -> Result<Consoles, ConfigError> {
         serials.push(present(BackendSpec::parse(default)?));
     }
     Ok((serials, monitor))
+}
+
+fn parse_gdb(cli: &Cli) -> Result<Option<BackendSpec>, ConfigError> {
+    let text = cli.gdb.as_deref().or(cli.gdb_port.then_some(GDB_PORT));
+    let spec = text.map(BackendSpec::parse_gdb).transpose()?;
+    Ok(spec.filter(|spec| spec.kind != BackendKind::None))
 }
 
 fn parse_fw_cfg(text: &str) -> Result<FwCfgFile, ConfigError> {
@@ -518,7 +531,8 @@ fn parse_sandbox(text: &str) -> Result<bool, ConfigError> {
 }
 
 /// What `-d` logs: names and how they are explained.
-const LOG_ITEMS: [(&str, &str); 3] = [
+/// What `-d` and `log` know.
+pub const LOG_ITEMS: [(&str, &str); 3] = [
     ("unimp", "accesses to ports and addresses where no device is"),
     ("guest_errors", "the same"),
     ("cpu_reset", "the registers at each reset and triple fault"),

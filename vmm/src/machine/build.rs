@@ -321,10 +321,7 @@ fn add_kernel_items(items: &mut FwCfgItems, config: &Config) {
 }
 
 /// An address space, which tells the log of accesses to nothing where `-d unimp` asks for it.
-fn new_bus(config: &Config, log: &Arc<Log>, space: &'static str) -> Arc<Bus> {
-    if !config.log.unimp {
-        return Arc::new(Bus::new());
-    }
+fn new_bus(log: &Arc<Log>, space: &'static str) -> Arc<Bus> {
     let log = log.clone();
     Arc::new(Bus::with_witness(move |address, access| log.unclaimed(space, address, access)))
 }
@@ -387,7 +384,7 @@ impl Machine {
         events: &LoopHandle,
         requests: Arc<Requests>,
     ) -> Result<(Self, Frontends), Error> {
-        let log = Log::open(config.log_file.as_deref())?;
+        let log = Log::open(config.log_file.as_deref(), config.log)?;
         let ram = GuestRam::new(config.memory)?;
         let mut map = MemoryMap::new(&ram);
         let payload = match &config.bios {
@@ -420,8 +417,8 @@ impl Machine {
             ram: ram.clone(),
             virtio: VirtioDevices::default(),
             doorbells,
-            pio: new_bus(&config, &log, "port"),
-            mmio: new_bus(&config, &log, "address"),
+            pio: new_bus(&log, "port"),
+            mmio: new_bus(&log, "address"),
             slots: Vec::new(),
             lines: Vec::new(),
             requests: requests.clone(),
@@ -541,8 +538,14 @@ impl Machine {
             state: RunState::Prelaunch,
             stopped_clock: None,
             ending: None,
+            last_core: ("none", 0),
+            debugger: Default::default(),
+            gdb_wish: None,
             news: Vec::new(),
         };
+        if let Some(spec) = machine.config.gdb.clone() {
+            machine.serve_gdb(&spec)?;
+        }
         machine.load()?;
         machine.vcpus.start(&wiring).map_err(Error::host("start the vCPU threads"))?;
         Ok((machine, frontends))

@@ -4,6 +4,8 @@
 //! thread.
 
 mod build;
+mod core_dump;
+mod debug;
 mod pci;
 mod requests;
 mod virtio;
@@ -19,7 +21,7 @@ use board::memory::MemoryMap;
 use board::vcpu::{Cpuid, MpState};
 use board::{Accel, Bus, Clock, LoopHandle, Slot, SystemRequest, VcpuState};
 use devices::block::{Disks, ErrorReport, OnError};
-use devices::chardev::Chardevs;
+use devices::chardev::{BackendKind, BackendSpec, CharPort, ChardevError, Chardevs};
 use devices::chip::irqchip::Irqchip;
 use monitor::state::{PciBus, RunState};
 use monitor::{BlockIoError, Cause, CommandError, Event, PanicAction};
@@ -32,10 +34,20 @@ use crate::report;
 use crate::vcpu::{VcpuEvent, Vcpus};
 use crate::{Error, acpi};
 
+use debug::Debugger;
+
 pub use build::Frontends;
 pub(crate) use pci::{ECAM, HOTPLUG_PORT};
 pub use requests::{Request, Requests};
 pub use virtio::{VirtioDevices, VirtioEntry};
+
+/// What is to become of the gdb stub.
+pub enum GdbWish {
+    /// It serves this port, in place of what it has served.
+    Serve(Box<dyn CharPort>),
+    /// It ends.
+    End,
+}
 
 /// How the program is to end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -79,6 +91,12 @@ pub struct Machine {
     /// The paravirtual clock at the last stop.
     stopped_clock: Option<ClockState>,
     ending: Option<Ending>,
+    /// What has become of the last memory dump, and its bytes.
+    last_core: (&'static str, u64),
+    /// What a debugger wants.
+    debugger: Debugger,
+    /// What `gdbserver` has asked for, until the program sees to it.
+    gdb_wish: Option<GdbWish>,
     /// QMP's events that have not been sent yet.
     news: Vec<Event>,
 }
@@ -112,6 +130,25 @@ impl Machine {
         std::mem::take(&mut self.news)
     }
 
+    /// What is to become of the gdb stub, if something is.
+    pub fn take_gdb_wish(&mut self) -> Option<GdbWish> {
+        self.gdb_wish.take()
+    }
+
+    /// Has the gdb stub serve a backend, in place of the one that it has served.
+    ///
+    /// # Errors
+    /// When the backend cannot be opened; then it serves none.
+    pub fn serve_gdb(&mut self, spec: &BackendSpec) -> Result<(), ChardevError> {
+        self.chardevs.remove("gdb");
+        self.gdb_wish = Some(GdbWish::End);
+        if spec.kind != BackendKind::None {
+            let port = self.chardevs.open(spec, "gdb")?.attach()?;
+            self.gdb_wish = Some(GdbWish::Serve(port));
+        }
+        Ok(())
+    }
+
     /// The accelerator.
     pub fn accel(&self) -> &dyn Accel {
         &*self.accel
@@ -120,6 +157,11 @@ impl Machine {
     /// Doorbells: the accelerator's, or else those of the vCPUs' threads.
     pub fn doorbells(&self) -> &dyn Doorbells {
         self.accel.doorbells().unwrap_or(&*self.doorbells)
+    }
+
+    /// The log.
+    pub fn log(&self) -> &Log {
+        &self.log
     }
 
     /// RAM and ROM.
@@ -231,6 +273,12 @@ impl Machine {
         if self.state == RunState::Running || self.state.needs_reset() {
             return;
         }
+        self.end_steps();
+        self.run_on();
+    }
+
+    /// The machine runs, each vCPU as it has been told.
+    fn run_on(&mut self) {
         if let Some(clock) = self.stopped_clock.take() {
             // A guest without a paravirtual clock does not miss it.
             let _ = self.accel.set_clock(&clock);
@@ -299,7 +347,7 @@ impl Machine {
         }
         let runs = self.state == RunState::Running;
         self.vcpus.pause();
-        if self.config.log.cpu_reset {
+        if self.log.items().cpu_reset {
             self.log_registers("CPU Reset");
         }
         // What the guest was asked to give up has no driver any more.
@@ -362,7 +410,7 @@ impl Machine {
         match request {
             Request::System(request) => self.handle_system(request),
             Request::Vcpu(id, VcpuEvent::Shutdown) => {
-                if self.config.log.cpu_reset {
+                if self.log.items().cpu_reset {
                     self.log_registers(&format!("Triple fault on CPU {id}"));
                 }
                 self.reset(Cause::GuestReset);
@@ -380,6 +428,7 @@ impl Machine {
             }
             Request::Disk(report) => self.disk_failed(report),
             Request::News(event) => self.news.push(event),
+            Request::Vcpu(id, VcpuEvent::Debug(trap)) => self.trapped(id as usize, trap),
             Request::Quit => self.quit(Cause::HostUi),
         }
         if self.ending.is_none() && self.state == RunState::Running {

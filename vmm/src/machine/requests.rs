@@ -65,6 +65,12 @@ impl Requests {
         self.push(Request::Disk(report));
     }
 
+    /// Drops the requests that `which` names.
+    pub fn forget(&self, which: impl Fn(&Request) -> bool) {
+        let mut queue = self.queue.lock().unwrap_or_else(PoisonError::into_inner);
+        queue.retain(|request| !which(request));
+    }
+
     /// Takes all requests.
     pub fn take(&self) -> Vec<Request> {
         std::mem::take(&mut *self.queue.lock().unwrap_or_else(PoisonError::into_inner))
