@@ -1,12 +1,13 @@
 //! What a chip is to the machine, and what the machine gives a chip.
 
+use std::any::Any;
 use std::fmt;
 use std::io;
 use std::os::fd::RawFd;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 pub use crate::event::Tag;
-use crate::event::{EventTarget, LoopHandle, Readiness, Timer, Watch};
+use crate::event::{Bell, EventTarget, LoopHandle, Readiness, Timer, Watch};
 use crate::state::ErasedSnapshot;
 use crate::time::{ClockKind, VmTime};
 
@@ -19,7 +20,7 @@ pub struct Region(pub u16);
 pub enum Paused {
     /// Nothing is in flight.
     Done,
-    /// Requests are in flight; the device answers by a later event.
+    /// Requests are in flight.
     Pending,
 }
 
@@ -28,7 +29,7 @@ pub enum Paused {
 /// It is called with its own lock held and calls neither a bus nor another device: it acts through
 /// the handles that its constructor was given ([`crate::IrqLine`], [`Timer`], [`Watch`],
 /// [`crate::SystemControl`]). Whatever a guest does wrong becomes device state or all-ones.
-pub trait Device: Send {
+pub trait Device: Any + Send {
     /// A guest reads `data.len()` (1, 2, 4 or 8) bytes at `offset` into `region`.
     fn read(&mut self, region: Region, offset: u64, data: &mut [u8]);
 
@@ -41,7 +42,8 @@ pub trait Device: Send {
     /// The state after power-on or the reset line.
     fn reset(&mut self);
 
-    /// The machine is being stopped: no new request is taken from a queue after this.
+    /// The machine is being stopped: no new request is taken from a queue after this. A device that
+    /// answers [`Paused::Pending`] is asked again a little later.
     fn pause(&mut self) -> Paused {
         Paused::Done
     }
@@ -75,9 +77,41 @@ impl Slot {
         })
     }
 
+    /// The same with a `build` that may fail.
+    ///
+    /// # Errors
+    /// What `build` says.
+    pub fn try_plug<D: Device + 'static, E>(
+        name: impl Into<Box<str>>,
+        handle: &LoopHandle,
+        build: impl FnOnce(&Attach) -> Result<D, E>,
+    ) -> Result<Arc<Self>, E> {
+        let mut error = None;
+        let name = name.into();
+        let slot = Arc::new_cyclic(|slot: &Weak<Self>| {
+            let attach = Attach { handle: handle.clone(), slot: slot.clone() };
+            let device: Box<dyn Device> = match build(&attach) {
+                Ok(device) => Box::new(device),
+                Err(e) => {
+                    error = Some(e);
+                    Box::new(Nothing)
+                }
+            };
+            Self { name, device: Mutex::new(device) }
+        });
+        error.map_or(Ok(slot), Err)
+    }
+
     /// The name that the monitor shows: `serial0`.
     pub fn name(&self) -> &str {
         &self.name
+    }
+
+    /// Locks the device and calls `act` with it, if it is a `D`: for whoever plugged it in and
+    /// knows more of it than buses do.
+    pub fn with<D: Device, R>(&self, act: impl FnOnce(&mut D) -> R) -> Option<R> {
+        let device: &mut dyn Any = &mut **self.lock();
+        device.downcast_mut().map(act)
     }
 
     /// Locks the device. A device that panicked in an earlier call is used on as it is: one bad
@@ -85,6 +119,17 @@ impl Slot {
     pub fn lock(&self) -> MutexGuard<'_, Box<dyn Device>> {
         self.device.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// What is in a slot whose device could not be made, until the slot is dropped.
+struct Nothing;
+
+impl Device for Nothing {
+    fn read(&mut self, _region: Region, _offset: u64, data: &mut [u8]) {
+        data.fill(0xFF);
+    }
+    fn write(&mut self, _region: Region, _offset: u64, _data: &[u8]) {}
+    fn reset(&mut self) {}
 }
 
 impl EventTarget for Slot {
@@ -117,6 +162,14 @@ impl Attach {
     /// What epoll says, but for EPERM (a regular file), which gives a watch that is always ready.
     pub fn watch(&self, fd: RawFd, interest: Readiness, tag: Tag) -> io::Result<Watch> {
         self.handle.watch(fd, interest, self.slot.clone(), tag)
+    }
+
+    /// An eventfd for others to ring, which calls the device's `event`.
+    ///
+    /// # Errors
+    /// When the process has no fd left.
+    pub fn bell(&self, tag: Tag) -> io::Result<Bell> {
+        self.handle.bell(self.slot.clone(), tag)
     }
 
     /// A way for others to call the device's `event` on the main loop.

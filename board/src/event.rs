@@ -7,7 +7,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::thread::{self, ThreadId};
@@ -15,6 +15,7 @@ use std::time::Duration;
 
 use mio::unix::SourceFd;
 use mio::{Events, Interest, Poll, Registry, Token, Waker};
+use rustix::event::{EventfdFlags, eventfd};
 use rustix::time::{
     Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec, timerfd_create,
     timerfd_settime,
@@ -58,11 +59,15 @@ struct Shared {
     timerfd: OwnedFd,
     timers: Mutex<Timers>,
     watches: Mutex<Watches>,
+    bells: Mutex<BTreeMap<usize, Recipient>>,
     inbox: Mutex<VecDeque<Work>>,
     exit: AtomicBool,
     /// The thread that turns the loop; it looks into the inbox before it waits.
     thread: OnceLock<ThreadId>,
 }
+
+/// Whom an event goes to, and as what.
+type Recipient = (Weak<dyn EventTarget>, Tag);
 
 enum Work {
     Event(Weak<dyn EventTarget>, Tag),
@@ -101,6 +106,7 @@ impl EventLoop {
             timerfd,
             timers: Mutex::default(),
             watches: Mutex::default(),
+            bells: Mutex::default(),
             inbox: Mutex::default(),
             exit: AtomicBool::new(false),
             thread: OnceLock::new(),
@@ -142,7 +148,10 @@ impl EventLoop {
                 WAKER => {}
                 Token(id) => {
                     let watch = lock(&self.shared.watches).states.get(&id).and_then(Weak::upgrade);
-                    let Some(watch) = watch else { continue };
+                    let Some(watch) = watch else {
+                        self.shared.ring(id);
+                        continue;
+                    };
                     let mut ready = Readiness::empty();
                     ready.set(
                         Readiness::READ,
@@ -234,6 +243,23 @@ impl LoopHandle {
         Ok(Watch { shared: self.0.clone(), id, fd, state })
     }
 
+    /// An eventfd that calls `target.event(tag, now)` when it is rung.
+    ///
+    /// # Errors
+    /// When the process has no fd left.
+    pub fn bell(&self, target: Weak<dyn EventTarget>, tag: Tag) -> io::Result<Bell> {
+        let fd = Arc::new(eventfd(0, EventfdFlags::NONBLOCK | EventfdFlags::CLOEXEC)?);
+        let mut watches = lock(&self.0.watches);
+        let id = watches.next_id;
+        watches.next_id += 1;
+        drop(watches);
+        lock(&self.0.bells).insert(id, (target, tag));
+        let bell = Bell { shared: self.0.clone(), id, fd };
+        let raw = bell.fd.as_raw_fd();
+        self.0.registry.register(&mut SourceFd(&raw), Token(id), Interest::READABLE)?;
+        Ok(bell)
+    }
+
     /// The clock that virtual timers follow.
     pub fn clock(&self) -> &Clock {
         &self.0.clock
@@ -306,6 +332,13 @@ impl Shared {
         };
         // It fails only for a bad fd or a time that is not normalised.
         let _ = timerfd_settime(self.timerfd.as_fd(), TimerfdTimerFlags::ABSTIME, &spec);
+    }
+
+    /// The eventfd of bell `id` was written to.
+    fn ring(&self, id: usize) {
+        if let Some((target, tag)) = lock(&self.bells).get(&id).cloned() {
+            self.push(Work::Event(target, tag));
+        }
     }
 
     fn queue_if_due(&self, watch: &Arc<WatchState>) {
@@ -495,6 +528,49 @@ impl Drop for Watch {
     }
 }
 
+/// An eventfd of the loop's own, for others to ring: a vCPU's thread, the kernel (ioeventfd),
+/// another process. Dropping it ends it.
+///
+/// One event follows each ring, or one for several that come close together. Epoll reports each
+/// write to an eventfd as an edge, so the counter is never read.
+pub struct Bell {
+    shared: Arc<Shared>,
+    id: usize,
+    fd: Arc<OwnedFd>,
+}
+
+impl Bell {
+    /// Rings.
+    pub fn ring(&self) {
+        // It fails only after 2^64 - 2 rings.
+        let _ = rustix::io::write(&self.fd, &1_u64.to_ne_bytes());
+    }
+
+    /// The eventfd, for others to write to.
+    pub fn eventfd(&self) -> &Arc<OwnedFd> {
+        &self.fd
+    }
+}
+
+impl AsFd for Bell {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+}
+
+impl std::fmt::Debug for Bell {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Bell({})", self.id)
+    }
+}
+
+impl Drop for Bell {
+    fn drop(&mut self) {
+        let _ = self.shared.registry.deregister(&mut SourceFd(&self.fd.as_raw_fd()));
+        lock(&self.shared.bells).remove(&self.id);
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use std::sync::atomic::AtomicUsize;
@@ -614,6 +690,24 @@ mod tests {
         let before = counter.get(0);
         turns(&mut events, 2);
         assert!(counter.get(0) > before);
+    }
+
+    #[test]
+    fn each_ring_of_a_bell_is_an_event() {
+        let (mut events, _clock, counter, target) = fixture();
+        let bell = events.handle().bell(target, Tag(1)).unwrap();
+        turns(&mut events, 2);
+        assert_eq!(counter.get(1), 0);
+        for count in 1..4 {
+            bell.ring();
+            turns(&mut events, 2);
+            assert_eq!(counter.get(1), count);
+        }
+        let other = bell.as_fd().try_clone_to_owned().unwrap();
+        drop(bell);
+        rustix::io::write(&other, &1_u64.to_ne_bytes()).unwrap();
+        turns(&mut events, 2);
+        assert_eq!(counter.get(1), 3);
     }
 
     #[test]

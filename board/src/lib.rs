@@ -19,7 +19,7 @@ pub mod vcpu;
 pub use accel::{Accel, AccelError, CpuIo, Exit, Kicker, Vcpu};
 pub use bus::{Bus, Width};
 pub use device::{Attach, Device, Paused, Region, Slot, Tag};
-pub use event::{EventLoop, EventTarget, LoopHandle, Readiness, Timer, Watch};
+pub use event::{Bell, EventLoop, EventTarget, LoopHandle, Readiness, Timer, Watch};
 pub use irq::{IrqLine, IrqSink, Msi, MsiSink};
 pub use lapic::{ApicEvent, LocalApic};
 pub use memory::GuestRam;

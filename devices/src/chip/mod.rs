@@ -6,7 +6,7 @@ pub mod calendar;
 pub mod debug_exit;
 pub mod debugcon;
 pub mod fw_cfg;
-mod glue;
+pub(crate) mod glue;
 pub mod i8042;
 pub mod i8254;
 pub mod ioapic;
@@ -25,5 +25,5 @@ pub mod reset;
 pub mod rtc;
 pub mod serial;
 #[cfg(test)]
-mod testing;
+pub(crate) mod testing;
 pub mod uart16550;

@@ -3,11 +3,14 @@
 
 use acpi_tables::Aml;
 use acpi_tables::aml::{
-    Device, EISAName, IO, Interrupt, Name, Package, Path, ResourceTemplate, Scope, ZERO,
+    Device, EISAName, IO, Interrupt, Memory32Fixed, Name, Package, Path, ResourceTemplate, Scope,
+    ZERO,
 };
 use acpi_tables::sdt::Sdt;
 
-use super::{Platform, sdt, to_bytes};
+use devices::virtio::mmio::VirtioMmio;
+
+use super::{Platform, VirtioMmioPlace, sdt, to_bytes};
 
 /// The DSDT.
 pub(super) fn table(platform: &Platform<'_>) -> Sdt {
@@ -27,12 +30,24 @@ pub(super) fn table(platform: &Platform<'_>) -> Sdt {
         let id = EISAName::new("PNP0501");
         devices.push(device(&name, &id, Some(number), &ports, Some(serial.irq)));
     }
+    devices.extend((0..).zip(platform.virtio_mmio).map(|(n, place)| virtio_mmio(n, place)));
     // S5 is SLP_TYP 0 in both PM1 control registers.
     let soft_off = Name::new("_S5_".into(), &Package::new(vec![&ZERO, &ZERO, &ZERO, &ZERO]));
     let mut table = sdt(*b"DSDT", 2);
     table.append_slice(&to_bytes(&soft_off));
     table.append_slice(&Scope::raw("\\_SB_".into(), devices.concat()));
     table
+}
+
+/// A virtio device on MMIO, by the id that QEMU and Linux use for it.
+fn virtio_mmio(number: u8, place: &VirtioMmioPlace) -> Vec<u8> {
+    let registers = Memory32Fixed::new(true, place.base as u32, VirtioMmio::SIZE as u32);
+    let irq = Interrupt::new(true, true, false, false, place.gsi.into());
+    let id = Name::new("_HID".into(), &"LNRO0005");
+    let uid = Name::new("_UID".into(), &number);
+    let resources = Name::new("_CRS".into(), &ResourceTemplate::new(vec![&registers, &irq]));
+    let name = format!("VR{number:02X}");
+    to_bytes(&Device::new(Path::new(&name), vec![&id, &uid, &resources]))
 }
 
 /// A device with its id, its I/O ports (first port and count of each range) and its ISA

@@ -43,6 +43,17 @@ pub struct Platform<'a> {
     pub legacy: bool,
     /// There are ACPI tables, and not only the MP table.
     pub acpi: bool,
+    /// The virtio devices on MMIO.
+    pub virtio_mmio: &'a [VirtioMmioPlace],
+}
+
+/// A virtio device on MMIO.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct VirtioMmioPlace {
+    /// The address of its registers.
+    pub base: u64,
+    /// Its interrupt, edge-triggered.
+    pub gsi: u8,
 }
 
 /// A 16550A on the ISA bus.

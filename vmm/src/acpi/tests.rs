@@ -9,10 +9,18 @@ struct Guest(GuestRam);
 impl Guest {
     fn with_cpus(apic_ids: &[u32]) -> Self {
         let ram = GuestRam::new(4 << 20).unwrap();
-        let rsdp =
-            install(&Platform { apic_ids, serial: &[COM1, COM2], legacy: true, acpi: true }, &ram)
-                .unwrap()
-                .unwrap();
+        let rsdp = install(
+            &Platform {
+                apic_ids,
+                serial: &[COM1, COM2],
+                legacy: true,
+                acpi: true,
+                virtio_mmio: &[],
+            },
+            &ram,
+        )
+        .unwrap()
+        .unwrap();
         assert_eq!(rsdp, layout::ACPI_TABLES);
         Self(ram)
     }
@@ -124,13 +132,20 @@ fn apic_ids_from_255_on_are_x2apic_ids() {
 fn too_many_cpus_are_an_error_that_names_the_option() {
     let ids: Vec<u32> = (0..10_000).collect();
     let ram = GuestRam::new(4 << 20).unwrap();
-    let error = install(&Platform { apic_ids: &ids, serial: &[], legacy: true, acpi: true }, &ram)
-        .unwrap_err()
-        .to_string();
+    let error = install(
+        &Platform { apic_ids: &ids, serial: &[], legacy: true, acpi: true, virtio_mmio: &[] },
+        &ram,
+    )
+    .unwrap_err()
+    .to_string();
     assert!(error.contains("10000") && error.contains("--smp"), "{error}");
     let ids = &ids[..3000];
     assert!(
-        install(&Platform { apic_ids: ids, serial: &[], legacy: true, acpi: true }, &ram).is_ok()
+        install(
+            &Platform { apic_ids: ids, serial: &[], legacy: true, acpi: true, virtio_mmio: &[] },
+            &ram
+        )
+        .is_ok()
     );
 }
 

@@ -5,6 +5,7 @@ use crate::suggest::nearest;
 use super::ConfigError;
 use super::help::rows;
 use super::props::Props;
+use super::virtio::{self, VirtioSpec};
 
 /// A device to add.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -39,15 +40,17 @@ pub enum DeviceSpec {
         /// The port.
         ioport: u16,
     },
+    /// `virtio-...`.
+    Virtio(VirtioSpec),
 }
 
 /// A row of the table: a type that `--device` knows.
-struct DeviceType {
-    name: &'static str,
-    help: &'static str,
+pub(super) struct DeviceType {
+    pub(super) name: &'static str,
+    pub(super) help: &'static str,
     /// Properties with their values, and how they are explained.
-    props: &'static [(&'static str, &'static str)],
-    parse: fn(&mut Props) -> Result<DeviceSpec, ConfigError>,
+    pub(super) props: &'static [(&'static str, &'static str)],
+    pub(super) parse: fn(&mut Props) -> Result<DeviceSpec, ConfigError>,
 }
 
 const CHARDEV: (&str, &str) = ("chardev=ID", "the backend that --chardev makes (needed)");
@@ -123,16 +126,16 @@ impl DeviceSpec {
     pub fn parse(text: &str) -> Result<Self, ConfigError> {
         let (name, mut props) = Props::with_head("--device", text);
         let kind = DeviceType::find(name)?;
-        // `id` names the device for the monitor.
-        props.take("id");
         let spec = (kind.parse)(&mut props)?;
+        // `id` names the device for the monitor, also where that has nothing to say of it.
+        props.take("id");
         props.finish()?;
         Ok(spec)
     }
 
     /// What `--device help` prints.
     pub fn help() -> String {
-        rows(TYPES.iter().map(|t| (t.name, t.help)))
+        rows(DeviceType::all().map(|t| (t.name, t.help)))
     }
 
     /// What `--device TYPE,help` prints.
@@ -146,9 +149,13 @@ impl DeviceSpec {
 }
 
 impl DeviceType {
+    fn all() -> impl Iterator<Item = &'static Self> {
+        TYPES.iter().chain(virtio::TYPES)
+    }
+
     fn find(name: String) -> Result<&'static Self, ConfigError> {
-        TYPES.iter().find(|t| t.name == name).ok_or_else(|| {
-            let names = || TYPES.iter().map(|t| t.name);
+        Self::all().find(|t| t.name == name).ok_or_else(|| {
+            let names = || Self::all().map(|t| t.name);
             ConfigError::UnknownName {
                 option: "--device",
                 near: nearest(&name, names()).map(str::to_owned),
@@ -178,7 +185,7 @@ mod tests {
 
     #[test]
     fn every_property_that_help_names_is_known() {
-        for t in TYPES {
+        for t in DeviceType::all() {
             let mut props = Props::with_head("--device", "x,chardev=c").1;
             (t.parse)(&mut props).unwrap();
             for (prop, _) in t.props {

@@ -5,6 +5,7 @@ mod error;
 mod help;
 pub mod props;
 mod rtc;
+mod virtio;
 
 use std::path::PathBuf;
 
@@ -19,6 +20,7 @@ pub use device::DeviceSpec;
 pub use error::ConfigError;
 pub use help::help;
 pub use rtc::RtcConfig;
+pub use virtio::{Transport, VirtioKind, VirtioSpec};
 
 use props::{Props, parse_size};
 

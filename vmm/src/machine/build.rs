@@ -4,7 +4,7 @@ use std::fs::File;
 use std::path::Path;
 use std::sync::Arc;
 
-use board::accel::{ApicBus, Irqchip as Chips};
+use board::accel::{ApicBus, Doorbells, Irqchip as Chips};
 use board::device::Notifier;
 use board::irq::{IrqSink, SharedLine};
 use board::memory::MemoryMap;
@@ -34,6 +34,7 @@ use crate::log::Log;
 use crate::vcpu::{EoiSink, IntrSource, VcpuEvent, Vcpus, Wiring};
 use crate::{Error, accel, report};
 
+use super::virtio::{AccelDoorbells, VirtioDevices};
 use super::{Machine, Payload, Request, Requests};
 
 const IO_APIC: u64 = 0xFEC0_0000;
@@ -82,11 +83,14 @@ impl EoiSink for IrqchipPort {
 }
 
 /// What plugging in a chip takes.
-struct Board<'a> {
-    events: &'a LoopHandle,
-    pio: Arc<Bus>,
-    mmio: Arc<Bus>,
-    slots: Vec<Arc<Slot>>,
+pub(super) struct Board<'a> {
+    pub(super) events: &'a LoopHandle,
+    pub(super) ram: GuestRam,
+    pub(super) pio: Arc<Bus>,
+    pub(super) mmio: Arc<Bus>,
+    pub(super) slots: Vec<Arc<Slot>>,
+    pub(super) virtio: VirtioDevices,
+    pub(super) doorbells: Arc<dyn Doorbells>,
     /// ISA interrupts and other GSIs by number.
     lines: Vec<Arc<SharedLine>>,
     requests: Arc<Requests>,
@@ -107,7 +111,7 @@ impl Board<'_> {
         Ok(self.pio.map(first..=first + count - 1, slot, region, Width::Byte)?)
     }
 
-    fn irq(&self, gsi: u32) -> IrqLine {
+    pub(super) fn irq(&self, gsi: u32) -> IrqLine {
         self.lines[gsi as usize].share()
     }
 
@@ -234,6 +238,7 @@ impl Board<'_> {
         &mut self,
         spec: &DeviceSpec,
         chardevs: &Chardevs,
+        machine: MachineKind,
     ) -> Result<Option<SerialPort>, Error> {
         let backend = |id: &str| -> Result<Arc<Chardev>, Error> {
             chardevs.get(id).ok_or_else(|| {
@@ -261,6 +266,7 @@ impl Board<'_> {
                     .plug_serial(format!("serial-{chardev}"), *iobase, *irq, port)
                     .map(Some);
             }
+            DeviceSpec::Virtio(spec) => self.plug_virtio(spec, machine)?,
             DeviceSpec::Pvpanic { ioport } => {
                 let slot = self.plug("pvpanic", |_| PvPanic::new(system));
                 self.ports(&slot, PvPanic::PORT, (*ioport).into(), 1)?;
@@ -384,8 +390,16 @@ impl Machine {
         });
         requests.set_holder(vcpus.holder());
 
+        let table = Arc::<DoorbellTable>::default();
+        let doorbells: Arc<dyn Doorbells> = match accel.doorbells() {
+            Some(_) => Arc::new(AccelDoorbells(accel.clone())),
+            None => table.clone(),
+        };
         let mut board = Board {
             events,
+            ram: ram.clone(),
+            virtio: VirtioDevices::default(),
+            doorbells,
             pio: new_bus(&config, &log, "port"),
             mmio: new_bus(&config, &log, "address"),
             slots: Vec::new(),
@@ -447,19 +461,18 @@ impl Machine {
             board.plug_fw_cfg(&config, &ram)?;
         }
         for spec in &config.devices {
-            serial_ports.extend(board.plug_device(spec, &chardevs)?);
+            serial_ports.extend(board.plug_device(spec, &chardevs, config.machine)?);
         }
 
         let chip = irqchip.clone().map(|chip| Arc::new(IrqchipPort(chip)));
-        let doorbells = Arc::<DoorbellTable>::default();
         let wiring = Wiring {
             pio: board.pio.clone(),
             mmio: board.mmio.clone(),
             intr: chip.clone().map(|chip| chip as Arc<dyn IntrSource>),
             eoi: chip.map(|chip| chip as Arc<dyn EoiSink>),
-            doorbells: doorbells.clone(),
+            doorbells: table.clone(),
         };
-        let Board { pio, mmio, slots, .. } = board;
+        let Board { pio, mmio, slots, virtio, .. } = board;
         let mut machine = Self {
             config,
             log,
@@ -467,13 +480,14 @@ impl Machine {
             events: events.clone(),
             map,
             accel,
-            doorbells,
+            doorbells: table,
             vcpus,
             cpuids,
             pio,
             mmio,
             slots,
             irqchip,
+            virtio,
             power_button: Some(power_button),
             chardevs,
             payload,

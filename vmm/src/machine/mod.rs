@@ -5,12 +5,14 @@
 
 mod build;
 mod requests;
+mod virtio;
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use board::accel::{ClockState, Doorbells};
-use board::device::Notifier;
+use board::device::{Notifier, Paused};
 use board::memory::MemoryMap;
 use board::vcpu::{Cpuid, MpState};
 use board::{Accel, Bus, Clock, LoopHandle, Slot, SystemRequest, VcpuState};
@@ -29,6 +31,7 @@ use crate::{Error, acpi};
 
 pub use build::Frontends;
 pub use requests::{Request, Requests};
+pub use virtio::{VirtioDevices, VirtioEntry};
 
 /// How the program is to end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -60,6 +63,7 @@ pub struct Machine {
     mmio: Arc<Bus>,
     slots: Vec<Arc<Slot>>,
     irqchip: Option<Arc<Irqchip>>,
+    virtio: VirtioDevices,
     power_button: Option<Notifier>,
     chardevs: Chardevs,
     payload: Payload,
@@ -136,6 +140,11 @@ impl Machine {
         self.irqchip.as_deref()
     }
 
+    /// The virtio devices.
+    pub fn virtio(&self) -> &VirtioDevices {
+        &self.virtio
+    }
+
     /// The character devices.
     pub fn chardevs(&self) -> &Chardevs {
         &self.chardevs
@@ -175,12 +184,14 @@ impl Machine {
                     serial: &self.serial_ports,
                     legacy: self.config.machine == MachineKind::Pc,
                     acpi: self.config.acpi,
+                    virtio_mmio: &self.virtio.mmio,
                 };
                 let rsdp = acpi::install(&platform, ram)?;
+                let cmdline = format!("{}{}", self.config.append, self.virtio.cmdline());
                 let config = BootConfig {
                     kernel,
                     initrd: self.config.initrd.as_deref(),
-                    cmdline: &self.config.append,
+                    cmdline: cmdline.trim_start(),
                     rsdp,
                 };
                 Ok(Some(boot::load(&config, ram)?.entry))
@@ -222,9 +233,12 @@ impl Machine {
         }
         self.clock.stop();
         self.events.clock_changed();
-        for slot in &self.slots {
-            // Serial ports have nothing in flight, so the answer is always Done.
-            slot.lock().pause();
+        let pending = |slot: &&Arc<Slot>| slot.lock().pause() == Paused::Pending;
+        let mut busy: Vec<_> = self.slots.iter().filter(pending).collect();
+        while !busy.is_empty() {
+            // What is in flight ends in threads of its own, which do not need this one.
+            std::thread::sleep(Duration::from_micros(200));
+            busy.retain(pending);
         }
         self.stopped_clock = self.accel.clock().ok();
         self.news.push(Event::Stop);

@@ -1,0 +1,158 @@
+//! Plugging in virtio devices, and how the guest is told where those on MMIO are.
+
+use std::fmt::Write;
+use std::os::fd::BorrowedFd;
+use std::sync::Arc;
+
+use board::accel::{AccelError, Doorbell, Doorbells};
+use board::{Accel, Attach, Slot, Width};
+use devices::virtio::VirtioDevice;
+use devices::virtio::mmio::{MmioParts, VirtioMmio};
+use devices::virtio::rng::{HostEntropy, Rng};
+
+use crate::Error;
+use crate::acpi::VirtioMmioPlace;
+use crate::config::{MachineKind, Transport, VirtioKind, VirtioSpec};
+
+use super::build::Board;
+
+/// Where the registers of the first device are.
+const MMIO_BASE: u64 = 0xFEB0_0000;
+
+/// The interrupts of devices on MMIO, in the order in which they are given out. Kernels that read
+/// of the devices on their command line take the number for an ISA interrupt, so those that nothing
+/// else uses come first; the others are for kernels with ACPI.
+const MMIO_GSIS: [u8; 16] = [5, 6, 7, 10, 11, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22, 23];
+
+/// GSIs from here on are no ISA interrupts.
+const ISA_IRQS: u8 = 16;
+
+/// A virtio device of the machine, for the monitor.
+pub struct VirtioEntry {
+    /// Its place among the machine's objects, as QEMU's monitor names it.
+    pub path: String,
+    /// `id=`.
+    pub id: Option<String>,
+    /// What holds it.
+    pub slot: Arc<Slot>,
+}
+
+/// The virtio devices of a machine.
+#[derive(Default)]
+pub struct VirtioDevices {
+    /// All of them.
+    pub entries: Vec<VirtioEntry>,
+    /// Where those on MMIO are.
+    pub mmio: Vec<VirtioMmioPlace>,
+}
+
+impl VirtioDevices {
+    /// The words for the kernel's command line that name the devices on MMIO.
+    pub fn cmdline(&self) -> String {
+        let mut words = String::new();
+        for place in self.mmio.iter().filter(|place| place.gsi < ISA_IRQS) {
+            let VirtioMmioPlace { base, gsi } = place;
+            // Writing to a String does not fail.
+            let _ = write!(words, " virtio_mmio.device={}@{base:#x}:{gsi}", VirtioMmio::SIZE);
+        }
+        words
+    }
+}
+
+/// The accelerator's doorbells, held by what rings them.
+pub(super) struct AccelDoorbells(pub(super) Arc<dyn Accel>);
+
+impl Doorbells for AccelDoorbells {
+    fn add(&self, bell: Doorbell, eventfd: BorrowedFd<'_>) -> Result<(), AccelError> {
+        self.0.doorbells().map_or(Ok(()), |bells| bells.add(bell, eventfd))
+    }
+
+    fn remove(&self, bell: Doorbell, eventfd: BorrowedFd<'_>) -> Result<(), AccelError> {
+        self.0.doorbells().map_or(Ok(()), |bells| bells.remove(bell, eventfd))
+    }
+}
+
+impl Board<'_> {
+    /// Plugs in a virtio device.
+    pub(super) fn plug_virtio(
+        &mut self,
+        spec: &VirtioSpec,
+        machine: MachineKind,
+    ) -> Result<(), Error> {
+        let on_mmio = machine == MachineKind::Microvm;
+        match spec.transport {
+            Transport::Mmio if !on_mmio => Err(Error::Unsupported(format!(
+                "--device {}: only --machine microvm has virtio-mmio: give {}-pci",
+                spec.name,
+                spec.name.trim_end_matches("-device"),
+            ))),
+            Transport::Pci if on_mmio => Err(Error::Unsupported(format!(
+                "--device {}: --machine microvm has no PCI: give {}-device",
+                spec.name,
+                spec.name.trim_end_matches("-pci"),
+            ))),
+            _ if on_mmio => self.plug_virtio_mmio(spec),
+            _ => Err(Error::Unsupported(format!(
+                "--device {}: --machine pc has no PCI yet: give --machine microvm",
+                spec.name
+            ))),
+        }
+    }
+
+    fn plug_virtio_mmio(&mut self, spec: &VirtioSpec) -> Result<(), Error> {
+        let index = self.virtio.mmio.len();
+        let Some(&gsi) = MMIO_GSIS.get(index) else {
+            return Err(Error::Unsupported(format!(
+                "--device {}: --machine microvm has room for {} virtio devices: give --machine pc",
+                spec.name,
+                MMIO_GSIS.len()
+            )));
+        };
+        let base = MMIO_BASE + index as u64 * VirtioMmio::SIZE;
+        let parts = MmioParts {
+            ram: self.ram.clone(),
+            line: self.irq(gsi.into()),
+            base,
+            doorbells: Some(self.doorbells.clone()),
+            options: spec.options,
+        };
+        let slot = Slot::try_plug(self.virtio_name(spec), self.events, |attach| {
+            let device = self.virtio_device(spec, attach)?;
+            VirtioMmio::new(device, parts, attach).map_err(Error::host("make a virtio device"))
+        })?;
+        self.slots.push(slot.clone());
+        let end = base + VirtioMmio::SIZE - 1;
+        self.mmio.map(base..=end, &slot, VirtioMmio::REGISTERS, Width::Qword)?;
+        self.virtio.mmio.push(VirtioMmioPlace { base, gsi });
+        self.add_virtio(spec, slot);
+        Ok(())
+    }
+
+    /// The device apart from its transport.
+    fn virtio_device(
+        &self,
+        spec: &VirtioSpec,
+        _attach: &Attach,
+    ) -> Result<Box<dyn VirtioDevice>, Error> {
+        Ok(match spec.kind {
+            VirtioKind::Rng => Box::new(Rng::new(Box::new(HostEntropy))),
+        })
+    }
+
+    /// The name that `info mtree` shows.
+    fn virtio_name(&self, spec: &VirtioSpec) -> String {
+        spec.id.clone().unwrap_or_else(|| {
+            let name = spec.name.trim_end_matches("-device").trim_end_matches("-pci");
+            format!("{name}{}", self.virtio.entries.len())
+        })
+    }
+
+    fn add_virtio(&mut self, spec: &VirtioSpec, slot: Arc<Slot>) {
+        let anonymous = self.virtio.entries.iter().filter(|entry| entry.id.is_none()).count();
+        let path = match &spec.id {
+            Some(id) => format!("/machine/peripheral/{id}/virtio-backend"),
+            None => format!("/machine/peripheral-anon/device[{anonymous}]/virtio-backend"),
+        };
+        self.virtio.entries.push(VirtioEntry { path, id: spec.id.clone(), slot });
+    }
+}
