@@ -8,4 +8,5 @@ pub mod chardev;
 pub mod chip;
 #[cfg(any(test, feature = "fuzz"))]
 pub mod fuzz;
+pub mod net;
 pub mod virtio;
