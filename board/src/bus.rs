@@ -25,6 +25,50 @@ pub enum Width {
     Qword = 8,
 }
 
+/// A range behind which another bus lies, such as the configuration space of PCI. It is called with
+/// no lock held, since it locks devices of its own choice.
+pub trait Bridge: Send + Sync {
+    /// The name that the monitor shows.
+    fn name(&self) -> &str;
+    /// As [`crate::Device::read`].
+    fn read(&self, region: Region, offset: u64, data: &mut [u8]);
+    /// As [`crate::Device::write`].
+    fn write(&self, region: Region, offset: u64, data: &[u8]);
+}
+
+/// What answers at a mapped range.
+#[derive(Clone)]
+pub enum Target {
+    /// A device.
+    Device(Arc<Slot>),
+    /// Another bus.
+    Bridge(Arc<dyn Bridge>),
+}
+
+impl Target {
+    /// The name that the monitor shows.
+    pub fn name(&self) -> &str {
+        match self {
+            Self::Device(slot) => slot.name(),
+            Self::Bridge(bridge) => bridge.name(),
+        }
+    }
+
+    fn read(&self, region: Region, offset: u64, data: &mut [u8]) {
+        match self {
+            Self::Device(slot) => slot.lock().read(region, offset, data),
+            Self::Bridge(bridge) => bridge.read(region, offset, data),
+        }
+    }
+
+    fn write(&self, region: Region, offset: u64, data: &[u8]) {
+        match self {
+            Self::Device(slot) => slot.lock().write(region, offset, data),
+            Self::Bridge(bridge) => bridge.write(region, offset, data),
+        }
+    }
+}
+
 /// One mapped range.
 #[derive(Clone)]
 pub struct Mapping {
@@ -32,8 +76,8 @@ pub struct Mapping {
     pub start: u64,
     /// Last address.
     pub end: u64,
-    /// The device.
-    pub slot: Arc<Slot>,
+    /// The device, or the bus behind it.
+    pub target: Target,
     /// Which of its regions.
     pub region: Region,
     /// The widest access passed on whole.
@@ -95,19 +139,43 @@ impl Bus {
         region: Region,
         width: Width,
     ) -> Result<(), Overlap> {
+        self.map_target(range, Target::Device(slot.clone()), region, width)
+    }
+
+    /// Maps `range` to another bus.
+    ///
+    /// # Errors
+    /// [`Overlap`] if any of its addresses is taken.
+    pub fn map_bridge(
+        &self,
+        range: RangeInclusive<u64>,
+        bridge: Arc<dyn Bridge>,
+        region: Region,
+        width: Width,
+    ) -> Result<(), Overlap> {
+        self.map_target(range, Target::Bridge(bridge), region, width)
+    }
+
+    fn map_target(
+        &self,
+        range: RangeInclusive<u64>,
+        target: Target,
+        region: Region,
+        width: Width,
+    ) -> Result<(), Overlap> {
         let (start, end) = range.into_inner();
         let mut map = self.map.write().unwrap_or_else(PoisonError::into_inner);
         if let Some((_, other)) = map.range(..=end).next_back()
             && other.end >= start
         {
             return Err(Overlap {
-                wanted: slot.name().to_owned(),
-                holder: other.slot.name().to_owned(),
+                wanted: target.name().to_owned(),
+                holder: other.target.name().to_owned(),
                 start,
                 end,
             });
         }
-        map.insert(start, Mapping { start, end, slot: slot.clone(), region, width });
+        map.insert(start, Mapping { start, end, target, region, width });
         Ok(())
     }
 
@@ -138,7 +206,7 @@ impl Bus {
         self.pieces(address, data.len(), |piece, mapping| {
             let data = &mut data[piece.from..piece.to];
             match mapping {
-                Some(m) => m.slot.lock().read(m.region, piece.address - m.start, data),
+                Some(m) => m.target.read(m.region, piece.address - m.start, data),
                 None => {
                     data.fill(0xFF);
                     self.tell(piece.address, Unclaimed::Read(data.len()));
@@ -152,7 +220,7 @@ impl Bus {
         self.pieces(address, data.len(), |piece, mapping| {
             let data = &data[piece.from..piece.to];
             match mapping {
-                Some(m) => m.slot.lock().write(m.region, piece.address - m.start, data),
+                Some(m) => m.target.write(m.region, piece.address - m.start, data),
                 None => self.tell(piece.address, Unclaimed::Write(data)),
             }
         });
@@ -193,7 +261,7 @@ struct Piece {
 impl fmt::Debug for Bus {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_list()
-            .entries(self.mappings().iter().map(|m| (m.start, m.end, m.slot.name().to_owned())))
+            .entries(self.mappings().iter().map(|m| (m.start, m.end, m.target.name().to_owned())))
             .finish()
     }
 }

@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 pub use crate::event::Tag;
 use crate::event::{Bell, EventTarget, LoopHandle, Readiness, Timer, Watch};
+use crate::pci::PciFunction;
 use crate::state::ErasedSnapshot;
 use crate::time::{ClockKind, VmTime};
 
@@ -50,6 +51,11 @@ pub trait Device: Any + Send {
 
     /// The machine runs again.
     fn resume(&mut self) {}
+
+    /// The configuration side of a device that is a PCI function.
+    fn pci(&mut self) -> Option<&mut dyn PciFunction> {
+        None
+    }
 
     /// The device's state, if it has any worth saving.
     fn snapshot(&mut self) -> Option<&mut dyn ErasedSnapshot> {

@@ -11,6 +11,7 @@ pub mod event;
 pub mod irq;
 pub mod lapic;
 pub mod memory;
+pub mod pci;
 pub mod state;
 pub mod system;
 pub mod time;
@@ -23,6 +24,7 @@ pub use event::{Bell, EventLoop, EventTarget, LoopHandle, Readiness, Timer, Watc
 pub use irq::{IrqLine, IrqSink, Msi, MsiSink};
 pub use lapic::{ApicEvent, LocalApic};
 pub use memory::GuestRam;
+pub use pci::{Devfn, PciFunction};
 pub use state::{Snapshot, StateError};
 pub use system::{SystemControl, SystemRequest};
 pub use time::{Clock, VmTime};

@@ -16,6 +16,11 @@ pub enum SystemRequest {
     Panicked,
     /// pvpanic bit 1: the guest has panicked and loaded its crash kernel, which runs on.
     CrashLoaded,
+    /// ACPI's _EJ0: the guest has given up the PCI devices in these slots, a bit a slot.
+    EjectPci {
+        /// The slots.
+        slots: u32,
+    },
 }
 
 /// The machine, as the chips that reset it or turn it off see it.

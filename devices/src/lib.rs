@@ -9,4 +9,5 @@ pub mod chip;
 #[cfg(any(test, feature = "fuzz"))]
 pub mod fuzz;
 pub mod net;
+pub mod pci;
 pub mod virtio;

@@ -63,7 +63,7 @@ pub enum PanicAction {
 }
 
 /// An event.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Event {
     /// The machine stopped.
     Stop,
@@ -77,10 +77,13 @@ pub enum Event {
     Powerdown,
     /// The guest reported a panic.
     GuestPanicked(PanicAction),
+    /// A device is gone, after `device_del` or by the guest's own will; its id if it had one.
+    DeviceDeleted(Option<String>),
 }
 
 /// Every event's name and data, for the schema.
-pub(crate) const ALL: [(&str, &[Member]); 6] = [
+pub(crate) const ALL: [(&str, &[Member]); 7] = [
+    ("DEVICE_DELETED", types::DEVICE_DELETED),
     ("GUEST_PANICKED", types::PANIC),
     ("POWERDOWN", &[]),
     ("RESET", types::CAUSE),
@@ -91,9 +94,9 @@ pub(crate) const ALL: [(&str, &[Member]); 6] = [
 
 impl Event {
     /// The event as QMP sends it. `time` is since the Unix epoch.
-    pub fn to_json(self, time: Duration) -> Value {
+    pub fn to_json(&self, time: Duration) -> Value {
         let cause =
-            |cause: Cause| Some(json!({ "guest": cause.by_guest(), "reason": cause.name() }));
+            |cause: &Cause| Some(json!({ "guest": cause.by_guest(), "reason": cause.name() }));
         let (name, data) = match self {
             Self::Stop => ("STOP", None),
             Self::Resume => ("RESUME", None),
@@ -107,6 +110,13 @@ impl Event {
                     PanicAction::Run => "run",
                 };
                 ("GUEST_PANICKED", Some(json!({ "action": action })))
+            }
+            Self::DeviceDeleted(Some(id)) => {
+                let path = format!("/machine/peripheral/{id}");
+                ("DEVICE_DELETED", Some(json!({ "device": id, "path": path })))
+            }
+            Self::DeviceDeleted(None) => {
+                ("DEVICE_DELETED", Some(json!({ "path": "/machine/peripheral-anon" })))
             }
         };
         let mut event = json!({

@@ -100,7 +100,7 @@ impl Qmp {
 
     /// An event at `time` since the Unix epoch, to be written out; `None` as long as the client has
     /// not ended the negotiation.
-    pub fn event(&self, event: Event, time: Duration) -> Option<Vec<u8>> {
+    pub fn event(&self, event: &Event, time: Duration) -> Option<Vec<u8>> {
         self.negotiated.then(|| json::line(&event.to_json(time)))
     }
 

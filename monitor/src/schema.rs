@@ -187,6 +187,9 @@ pub(crate) mod types {
     /// The data of RESET and SHUTDOWN
     pub(crate) const CAUSE: &[Member] =
         &[member("guest", Type::Bool), member("reason", SHUTDOWN_CAUSE)];
+    /// The data of DEVICE_DELETED
+    pub(crate) const DEVICE_DELETED: &[Member] =
+        &[Member::optional("device", Type::Str), member("path", Type::Str)];
     const PANIC_ACTION: Type =
         Type::Enum(&Enum { name: "GuestPanicAction", values: &["pause", "poweroff", "run"] });
     /// The data of GUEST_PANICKED

@@ -59,12 +59,12 @@ fn the_greeting_opens_the_negotiation() {
         "{\"error\": {\"class\": \"CommandNotFound\", \"desc\": \
          \"Expecting capabilities negotiation with 'qmp_capabilities'\"}}\r\n"
     );
-    assert_eq!(qmp.event(Event::Stop, Duration::ZERO), None);
+    assert_eq!(qmp.event(&Event::Stop, Duration::ZERO), None);
     qmp.feed(&mut machine, br#"{"execute":"qmp_capabilities","arguments":{"enable":[]}}"#);
-    assert!(qmp.event(Event::Stop, Duration::ZERO).is_some());
+    assert!(qmp.event(&Event::Stop, Duration::ZERO).is_some());
     // A new client begins anew.
     qmp.open(&machine);
-    assert_eq!(qmp.event(Event::Stop, Duration::ZERO), None);
+    assert_eq!(qmp.event(&Event::Stop, Duration::ZERO), None);
     assert!(machine.log.is_empty());
 }
 
@@ -244,7 +244,7 @@ fn ids_come_back_whatever_they_are() {
 fn events_are_stamped() {
     let client = Client::new(common::reset());
     let time = Duration::new(1_795_450_404, 710_186_000);
-    let event = client.qmp.event(Event::Reset(Cause::HostQmpSystemReset), time).unwrap();
+    let event = client.qmp.event(&Event::Reset(Cause::HostQmpSystemReset), time).unwrap();
     assert_eq!(
         serde_json::from_slice::<Value>(&event).unwrap(),
         json!({

@@ -72,7 +72,7 @@ impl Operator for App {
         drop(machine);
         let sessions = self.sessions();
         for event in news {
-            sessions.iter().for_each(|session| session.event(event));
+            sessions.iter().for_each(|session| session.event(&event));
         }
         if ending.is_some() {
             self.events.exit();

@@ -91,7 +91,7 @@ impl Session {
     }
 
     /// Tells the client of an event, if it speaks JSON.
-    pub fn event(&self, event: Event) {
+    pub fn event(&self, event: &Event) {
         let mut inner = self.lock();
         let time = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO);
         if let Language::Qmp(qmp) = &inner.language

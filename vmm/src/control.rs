@@ -234,7 +234,7 @@ fn device_regions(bus: &Bus) -> Vec<MemoryRegion> {
     let mappings = bus.mappings().into_iter();
     mappings
         .map(|mapping| MemoryRegion {
-            name: mapping.slot.name().to_owned(),
+            name: mapping.target.name().to_owned(),
             start: mapping.start,
             end: mapping.end,
             priority: 0,

@@ -101,6 +101,7 @@ impl Disk {
                 discard: true,
                 detect_zeroes: false,
                 direct: false,
+                aio: super::open::Aio::Threads,
                 on_error: Arc::new(|_| ()),
             },
             limits: Limits::default(),
@@ -219,20 +220,26 @@ impl Disk {
         Ok(())
     }
 
-    /// Puts another image in, or none, and gives back the old one. Waits for what is under way.
-    pub fn exchange(
+    /// Puts in what `change` makes of the image, or none. Waits for what is under way. When `change`
+    /// fails, the drive is as `change` has left it: empty, unless it gives the old image back.
+    ///
+    /// # Errors
+    /// What `change` says.
+    pub fn replace<E>(
         &self,
-        image: Option<Arc<dyn Image>>,
         readonly: bool,
-    ) -> Option<Arc<dyn Image>> {
-        let sectors = image.as_ref().map_or(0, |image| image.size() / 512);
-        let old = self.engine.quietly(|| {
+        change: impl FnOnce(&mut Option<Arc<dyn Image>>) -> Result<(), E>,
+    ) -> Result<(), E> {
+        let mut sectors = 0;
+        let result = self.engine.quietly(|| {
             let mut place = self.engine.image.write().unwrap_or_else(PoisonError::into_inner);
-            std::mem::replace(&mut *place, image)
+            let result = change(&mut place);
+            sectors = place.as_ref().map_or(0, |image| image.size() / 512);
+            result
         });
         lock(&self.properties).readonly = readonly;
         self.set_sectors(sectors);
-        old
+        result
     }
 
     /// Runs `change` on the image while no request is under way.

@@ -16,6 +16,7 @@ use board::GuestRam;
 
 use super::channel::Completions;
 use super::image::Image;
+use super::open::Aio;
 use super::policy::{ErrorReport, OnError, is_full};
 use super::request::{Completion, Op, Request, Status};
 use super::segments::{Source, Target, mark_written};
@@ -43,7 +44,9 @@ pub struct Behaviour {
     pub detect_zeroes: bool,
     /// Any transfer may sleep: the page cache is not used.
     pub direct: bool,
-    /// Hears of each error that is not ignored.
+    /// Who carries out plain transfers.
+    pub aio: Aio,
+    /// Hears of each request that failed.
     pub on_error: Arc<dyn Fn(ErrorReport) + Send + Sync>,
 }
 

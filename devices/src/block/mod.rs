@@ -7,13 +7,17 @@
 
 mod channel;
 mod disk;
+mod drives;
 mod engine;
 mod error;
 mod file;
 mod image;
+mod locks;
 mod memory;
+mod open;
 mod policy;
 mod probe;
+pub mod qcow2;
 mod raw;
 mod request;
 mod segments;
@@ -26,11 +30,13 @@ mod tests;
 
 pub use channel::Channel;
 pub use disk::{Claim, Disk, DiskParts, Properties};
+pub use drives::{Disks, DriveOptions, DriveView};
 pub use engine::Behaviour;
 pub use error::BlockError;
 pub use file::{FileMode, HostFile};
 pub use image::{Image, ImageInfo, Place, Run};
 pub use memory::{Memory, Null};
+pub use open::{Aio, CacheMode, Format, ImageOptions, Opened, chain_files, open};
 pub use policy::{ErrorReport, OnError};
 pub use probe::{Probed, probe};
 pub use raw::Raw;

@@ -213,6 +213,7 @@ fn errors_become_what_was_asked_for() {
                 discard: true,
                 detect_zeroes: false,
                 direct: false,
+                aio: Aio::Threads,
                 on_error: Arc::new(move |report| sink.lock().unwrap().push(report)),
             },
             limits: Limits::default(),
@@ -260,7 +261,11 @@ fn a_resize_waits_for_what_is_under_way_and_moves_the_bounds() {
 #[test]
 fn an_empty_drive_fails_requests() {
     let mut bench = Bench::new(Disk::memory(vec![0; 4096]).unwrap());
-    assert!(bench.disk.exchange(None, false).is_some());
+    let taken = bench.disk.replace(false, |image| {
+        image.take();
+        Ok::<_, ()>(())
+    });
+    assert!(taken.is_ok());
     assert_eq!(bench.one(Op::Read, 0, &[(0, 512)]), Status::Error);
     assert_eq!(bench.disk.properties().sectors, 0);
 }

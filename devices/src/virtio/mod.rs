@@ -10,6 +10,8 @@ mod device;
 #[cfg(any(test, feature = "fuzz"))]
 pub mod driver;
 pub mod mmio;
+pub mod net;
+pub mod pci;
 mod queue;
 pub mod rng;
 #[cfg(test)]
@@ -24,6 +26,8 @@ pub use device::{
     BALLOON, BLOCK, CONSOLE, ENTROPY, Kind, NET, NINE_P, VSOCK, VirtioDevice, read_bytes,
 };
 pub use queue::{Layout, Queue};
+
+use std::any::Any;
 
 use board::Slot;
 
@@ -40,8 +44,11 @@ pub fn with_core<R>(
     slot: &Slot,
     act: impl FnOnce(&mut Core, &mut dyn Interrupt) -> R,
 ) -> Option<R> {
-    slot.with(|transport: &mut mmio::VirtioMmio| {
-        let (core, interrupt) = transport.core();
-        act(core, interrupt)
-    })
+    let device: &mut dyn Any = &mut **slot.lock();
+    let (core, interrupt) = if device.is::<mmio::VirtioMmio>() {
+        device.downcast_mut::<mmio::VirtioMmio>()?.core()
+    } else {
+        device.downcast_mut::<pci::VirtioPci>()?.core()
+    };
+    Some(act(core, interrupt))
 }

@@ -10,7 +10,7 @@ use acpi_tables::sdt::Sdt;
 
 use devices::virtio::mmio::VirtioMmio;
 
-use super::{Platform, VirtioMmioPlace, sdt, to_bytes};
+use super::{Platform, VirtioMmioPlace, pci, sdt, to_bytes};
 
 /// The DSDT.
 pub(super) fn table(platform: &Platform<'_>) -> Sdt {
@@ -31,11 +31,17 @@ pub(super) fn table(platform: &Platform<'_>) -> Sdt {
         devices.push(device(&name, &id, Some(number), &ports, Some(serial.irq)));
     }
     devices.extend((0..).zip(platform.virtio_mmio).map(|(n, place)| virtio_mmio(n, place)));
+    if let Some(apertures) = &platform.pci {
+        devices.extend(pci::devices(apertures));
+    }
     // S5 is SLP_TYP 0 in both PM1 control registers.
     let soft_off = Name::new("_S5_".into(), &Package::new(vec![&ZERO, &ZERO, &ZERO, &ZERO]));
     let mut table = sdt(*b"DSDT", 2);
     table.append_slice(&to_bytes(&soft_off));
     table.append_slice(&Scope::raw("\\_SB_".into(), devices.concat()));
+    if platform.pci.is_some() {
+        table.append_slice(&pci::event());
+    }
     table
 }
 

@@ -7,12 +7,14 @@ mod dsdt;
 mod fadt;
 mod madt;
 mod mp_table;
+mod pci;
 
 use acpi_tables::Aml;
 use acpi_tables::facs::FACS;
 use acpi_tables::rsdp::Rsdp;
 use acpi_tables::sdt::Sdt;
 use board::GuestRam;
+use devices::pci::bus::Apertures;
 
 use crate::boot::{BootError, layout};
 
@@ -43,6 +45,8 @@ pub struct Platform<'a> {
     pub legacy: bool,
     /// There are ACPI tables, and not only the MP table.
     pub acpi: bool,
+    /// The addresses for PCI, if there is a PCI bus.
+    pub pci: Option<Apertures>,
     /// The virtio devices on MMIO.
     pub virtio_mmio: &'a [VirtioMmioPlace],
 }
@@ -114,7 +118,11 @@ impl Tables {
         let fadt = self.add(16, &to_bytes(&fadt::table(platform, facs as u32, dsdt as u32)));
         let madt = self.add(16, &to_bytes(&madt::table(platform)));
         let mut xsdt = sdt(*b"XSDT", 1);
-        xsdt.append_slice(&[fadt, madt].map(u64::to_le_bytes).concat());
+        let mcfg = platform.pci.map(|_| self.add(16, &pci::mcfg()));
+        let tables: Vec<_> = [fadt, madt].into_iter().chain(mcfg).collect();
+        for table in tables {
+            xsdt.append_slice(&table.to_le_bytes());
+        }
         let xsdt = self.add(16, &to_bytes(&xsdt));
         self.bytes[..Rsdp::len()].copy_from_slice(&to_bytes(&Rsdp::new(OEM_ID, xsdt)));
     }

@@ -1,10 +1,13 @@
 //! The MP table (Intel MultiProcessor Specification 1.4, chapter 4).
 
-use super::{FIRST_X2APIC_ID, IO_APIC, IO_APIC_ID, LOCAL_APIC, Platform, SCI, TIMER_GSI};
+use devices::pci::router::{FIRST_GSI, pirq};
+
+use super::{FIRST_X2APIC_ID, IO_APIC, IO_APIC_ID, LOCAL_APIC, Platform, SCI, TIMER_GSI, pci};
 
 const SPEC_REVISION: u8 = 4;
 const HEADER: usize = 44;
-const ISA_BUS_ID: u8 = 0;
+/// The PCI bus has its own number, as kernels expect; the ISA bus comes after it.
+const PCI_BUS_ID: u8 = 0;
 const LOCAL_APIC_VERSION: u8 = 0x14;
 const IO_APIC_VERSION: u8 = 0x11;
 const ENABLED: u8 = 1 << 0;
@@ -46,19 +49,31 @@ pub(super) fn configuration(platform: &Platform<'_>) -> Vec<u8> {
             entries.add(&[&start, &signature, &features, &[0; 8]]);
         }
     }
-    entries.add(&[&[1, ISA_BUS_ID], b"ISA   "]);
+    let isa_bus = if platform.pci.is_some() { PCI_BUS_ID + 1 } else { 0 };
+    if platform.pci.is_some() {
+        entries.add(&[&[1, PCI_BUS_ID], b"PCI   "]);
+    }
+    entries.add(&[&[1, isa_bus], b"ISA   "]);
     let io_apic = [2, IO_APIC_ID, IO_APIC_VERSION, ENABLED];
     entries.add(&[&io_apic, &IO_APIC.to_le_bytes()]);
     for irq in (0..16).filter(|&irq| irq != TIMER_GSI) {
         let pin = if irq == 0 { TIMER_GSI } else { irq };
         let flags = if irq == SCI { HIGH_LEVEL } else { CONFORMS };
-        entries.add(&[&[3, INT], &flags.to_le_bytes(), &[ISA_BUS_ID, irq, IO_APIC_ID, pin]]);
+        entries.add(&[&[3, INT], &flags.to_le_bytes(), &[isa_bus, irq, IO_APIC_ID, pin]]);
+    }
+    if platform.pci.is_some() {
+        let flags = CONFORMS.to_le_bytes();
+        for (device, pin) in pci::pins() {
+            let gsi = FIRST_GSI as u8 + pirq(device, pin) as u8;
+            let source = device << 2 | (pin as u8 - 1);
+            entries.add(&[&[3, INT], &flags, &[PCI_BUS_ID, source, IO_APIC_ID, gsi]]);
+        }
     }
     // The 8259A at the boot vCPU's LINT0, NMI at every LINT1.
     let flags = CONFORMS.to_le_bytes();
     let boot = platform.apic_ids.first().map_or(0, |&id| id as u8);
-    entries.add(&[&[4, EXT_INT], &flags, &[ISA_BUS_ID, 0, boot, 0]]);
-    entries.add(&[&[4, NMI], &flags, &[ISA_BUS_ID, 0, ALL_LOCAL_APICS, 1]]);
+    entries.add(&[&[4, EXT_INT], &flags, &[isa_bus, 0, boot, 0]]);
+    entries.add(&[&[4, NMI], &flags, &[isa_bus, 0, ALL_LOCAL_APICS, 1]]);
     entries.into_table()
 }
 

@@ -15,6 +15,7 @@ impl Guest {
                 serial: &[COM1, COM2],
                 legacy: true,
                 acpi: true,
+                pci: None,
                 virtio_mmio: &[],
             },
             &ram,
@@ -133,7 +134,14 @@ fn too_many_cpus_are_an_error_that_names_the_option() {
     let ids: Vec<u32> = (0..10_000).collect();
     let ram = GuestRam::new(4 << 20).unwrap();
     let error = install(
-        &Platform { apic_ids: &ids, serial: &[], legacy: true, acpi: true, virtio_mmio: &[] },
+        &Platform {
+            apic_ids: &ids,
+            serial: &[],
+            legacy: true,
+            acpi: true,
+            pci: None,
+            virtio_mmio: &[],
+        },
         &ram,
     )
     .unwrap_err()
@@ -142,7 +150,14 @@ fn too_many_cpus_are_an_error_that_names_the_option() {
     let ids = &ids[..3000];
     assert!(
         install(
-            &Platform { apic_ids: ids, serial: &[], legacy: true, acpi: true, virtio_mmio: &[] },
+            &Platform {
+                apic_ids: ids,
+                serial: &[],
+                legacy: true,
+                acpi: true,
+                pci: None,
+                virtio_mmio: &[]
+            },
             &ram
         )
         .is_ok()

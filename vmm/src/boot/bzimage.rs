@@ -83,7 +83,7 @@ pub(super) fn load(
         loadflags: header.loadflags | LOADED_HIGH,
         ..header
     };
-    write_zero_page(ram, header, initrd, config.rsdp)?;
+    write_zero_page(ram, header, initrd, config)?;
     Ok(Loaded {
         entry: Entry::long(start + ENTRY_64, layout::ZERO_PAGE, ram)?,
         protocol: Protocol::Linux64,

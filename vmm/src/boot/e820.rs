@@ -28,7 +28,8 @@ pub struct Entry {
 }
 
 impl Entry {
-    fn new(start: u64, end: u64, kind: Kind) -> Self {
+    /// The range from `start` up to `end`.
+    pub fn new(start: u64, end: u64, kind: Kind) -> Self {
         Self { start, size: end - start, kind }
     }
 
@@ -44,8 +45,8 @@ impl Entry {
 }
 
 /// The map that a kernel is given: RAM without the EBDA, the video hole, and the tables and BIOS
-/// area below 1 MiB.
-pub fn kernel_map(ram: &GuestRam) -> Vec<Entry> {
+/// area below 1 MiB, and what is reserved below 4 GiB, where there is no RAM.
+pub fn kernel_map(ram: &GuestRam, reserved: Option<Entry>) -> Vec<Entry> {
     let low = ram.low_size();
     let mut map = vec![
         Entry::new(0, layout::EBDA.min(low), Kind::Ram),
@@ -55,6 +56,7 @@ pub fn kernel_map(ram: &GuestRam) -> Vec<Entry> {
     if low > layout::ONE_MIB {
         map.push(Entry::new(layout::ONE_MIB, low, Kind::Ram));
     }
+    map.extend(reserved);
     map.extend(high(ram));
     map
 }
@@ -84,7 +86,7 @@ mod tests {
     fn usable_ram_is_all_ram_but_the_reserved_part_of_the_first_mib() {
         for mib in [1, 2, 3, 16, 640, 3071, 3072, 3073, 4096, 8192] {
             let ram = GuestRam::new(mib * MIB).unwrap();
-            let map = kernel_map(&ram);
+            let map = kernel_map(&ram, None);
             for pair in map.windows(2) {
                 assert!(pair[0].start + pair[0].size <= pair[1].start, "{mib} MiB: {map:x?}");
             }
@@ -101,7 +103,7 @@ mod tests {
     #[test]
     fn the_hole_below_four_gib_is_in_no_range() {
         let ram = GuestRam::new(8 << 30).unwrap();
-        let map = kernel_map(&ram);
+        let map = kernel_map(&ram, None);
         assert_eq!(map[3], Entry::new(MIB, LOW_RAM_END, Kind::Ram));
         assert_eq!(map[4], Entry::new(4 << 30, 9 << 30, Kind::Ram));
         assert_eq!(

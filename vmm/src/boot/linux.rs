@@ -6,7 +6,7 @@ use linux_loader::loader::bootparam::{boot_e820_entry, boot_params, setup_header
 use vm_memory::ByteValued;
 
 use super::image::Image;
-use super::{BootError, Extent, e820, layout};
+use super::{BootConfig, BootError, Extent, e820, layout};
 
 /// `type_of_loader`: a loader without an assigned number.
 const LOADER_UNDEFINED: u8 = 0xFF;
@@ -16,7 +16,7 @@ pub(super) fn write_zero_page(
     ram: &GuestRam,
     header: setup_header,
     initrd: Option<Extent>,
-    rsdp: Option<u64>,
+    config: &BootConfig<'_>,
 ) -> Result<(), BootError> {
     let mut params = boot_params { hdr: header, ..boot_params::default() };
     params.hdr.type_of_loader = LOADER_UNDEFINED;
@@ -28,8 +28,8 @@ pub(super) fn write_zero_page(
         params.ext_ramdisk_image = (initrd.address >> 32) as u32;
         params.ext_ramdisk_size = (initrd.size >> 32) as u32;
     }
-    params.acpi_rsdp_addr = rsdp.unwrap_or(0);
-    let map = e820::kernel_map(ram);
+    params.acpi_rsdp_addr = config.rsdp.unwrap_or(0);
+    let map = e820::kernel_map(ram, config.ecam);
     params.e820_entries = map.len() as u8;
     let mut table = params.e820_table;
     for (slot, entry) in table.iter_mut().zip(map) {

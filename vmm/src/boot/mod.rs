@@ -36,6 +36,8 @@ pub struct BootConfig<'a> {
     pub cmdline: &'a str,
     /// Guest address of the ACPI RSDP, if the machine has one.
     pub rsdp: Option<u64>,
+    /// Addresses of PCI's configuration space, which no BAR may take.
+    pub ecam: Option<e820::Entry>,
 }
 
 /// The boot protocol by which a kernel is entered.

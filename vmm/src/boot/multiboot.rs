@@ -89,7 +89,8 @@ pub(super) fn load(
     let cmdline_at = data.add_string(&cmdline);
     let loader_name = data.add_string(LOADER_NAME);
     let strings: Vec<_> = modules.iter().map(|module| data.add_string(&module.string)).collect();
-    let map: Vec<u8> = e820::kernel_map(ram).into_iter().flat_map(memory_map_entry).collect();
+    let map: Vec<u8> =
+        e820::kernel_map(ram, config.ecam).into_iter().flat_map(memory_map_entry).collect();
     let map_at = data.add(&map);
     let list_at = data.add(&vec![0; modules.len() * 16]);
 

@@ -35,7 +35,7 @@ pub(super) fn load(
 
     let (entry, protocol) = match way {
         Way::Pvh(entry) => {
-            write_start_info(ram, cmdline, initrd, config.rsdp)?;
+            write_start_info(ram, cmdline, initrd, config)?;
             let start_info = layout::START_INFO as u32;
             (Entry::protected(entry, &[(gpr::RBX, start_info)]), Protocol::Pvh)
         }
@@ -47,7 +47,7 @@ pub(super) fn load(
                 loadflags: 1,
                 ..setup_header::default()
             };
-            write_zero_page(ram, header, initrd, config.rsdp)?;
+            write_zero_page(ram, header, initrd, config)?;
             (Entry::long(entry, layout::ZERO_PAGE, ram)?, Protocol::Linux64)
         }
     };
@@ -81,7 +81,7 @@ fn write_start_info(
     ram: &GuestRam,
     cmdline: Extent,
     initrd: Option<Extent>,
-    rsdp: Option<u64>,
+    config: &BootConfig<'_>,
 ) -> Result<(), BootError> {
     let modules: Vec<_> = initrd
         .map(|initrd| hvm_modlist_entry {
@@ -91,7 +91,7 @@ fn write_start_info(
         })
         .into_iter()
         .collect();
-    let map: Vec<_> = e820::kernel_map(ram)
+    let map: Vec<_> = e820::kernel_map(ram, config.ecam)
         .into_iter()
         .map(|entry| hvm_memmap_table_entry {
             addr: entry.start,
@@ -109,7 +109,7 @@ fn write_start_info(
         nr_modules: modules.len() as u32,
         modlist_paddr: if modules.is_empty() { 0 } else { modules_at },
         cmdline_paddr: cmdline.address,
-        rsdp_paddr: rsdp.unwrap_or(0),
+        rsdp_paddr: config.rsdp.unwrap_or(0),
         memmap_paddr: map_at,
         memmap_entries: map.len() as u32,
         reserved: 0,

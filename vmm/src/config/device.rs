@@ -1,10 +1,12 @@
 //! `--device`: the devices that a user can add, with their properties.
 
+use board::Devfn;
+
 use crate::suggest::nearest;
 
 use super::ConfigError;
 use super::help::rows;
-use super::props::Props;
+use super::props::{Props, parse_size};
 use super::virtio::{self, VirtioSpec};
 
 /// A device to add.
@@ -42,6 +44,38 @@ pub enum DeviceSpec {
     },
     /// `virtio-...`.
     Virtio(VirtioSpec),
+    /// A device on the PCI bus.
+    Pci(PciSpec),
+}
+
+/// A device on the PCI bus.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PciSpec {
+    /// `id=`, by which `device_del` names it.
+    pub id: Option<String>,
+    /// `addr=`; the lowest free slot otherwise.
+    pub addr: Option<Devfn>,
+    /// What it is.
+    pub kind: PciKind,
+}
+
+/// The kinds of devices on the PCI bus.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum PciKind {
+    /// `pci-testdev`.
+    TestDevice {
+        /// Bytes of its BAR 2.
+        size: u64,
+    },
+}
+
+impl PciKind {
+    /// The name of its type, as `--device` knows it.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::TestDevice { .. } => "pci-testdev",
+        }
+    }
 }
 
 /// A row of the table: a type that `--device` knows.
@@ -52,6 +86,9 @@ pub(super) struct DeviceType {
     pub(super) props: &'static [(&'static str, &'static str)],
     pub(super) parse: fn(&mut Props) -> Result<DeviceSpec, ConfigError>,
 }
+
+pub(super) const ADDR: (&str, &str) =
+    ("addr=SLOT[.FN]", "its place on the bus, in hexadecimal (a free slot)");
 
 const CHARDEV: (&str, &str) = ("chardev=ID", "the backend that --chardev makes (needed)");
 
@@ -112,7 +149,49 @@ const TYPES: &[DeviceType] = &[
         props: &[("ioport=PORT", "the port (0x505)")],
         parse: |props| Ok(DeviceSpec::Pvpanic { ioport: port(props, "ioport", 0x505)? }),
     },
+    DeviceType {
+        name: "pci-testdev",
+        help: "a PCI device with all that a test of PCI needs",
+        props: &[ADDR, ("membar=SIZE", "bytes of its BAR 2 (4K)")],
+        parse: |props| {
+            let size = props.take("membar").map(|text| {
+                let size = parse_size(&text, 1).filter(|n| n.is_power_of_two() && *n >= 4096);
+                size.ok_or_else(|| props.bad("membar", &text, "a power of two from 4K on"))
+            });
+            pci(props, PciKind::TestDevice { size: size.transpose()?.unwrap_or(4096) })
+        },
+    },
 ];
+
+/// A device on the PCI bus, with the properties that all of them have.
+fn pci(props: &mut Props, kind: PciKind) -> Result<DeviceSpec, ConfigError> {
+    Ok(DeviceSpec::Pci(PciSpec { id: None, addr: take_addr(props)?, kind }))
+}
+
+/// A place on the PCI bus.
+pub(super) fn take_addr(props: &mut Props) -> Result<Option<Devfn>, ConfigError> {
+    // There is one bus.
+    if let Some(bus) = props.take("bus")
+        && bus != "pci.0"
+        && bus != "pcie.0"
+    {
+        return Err(props.bad("bus", &bus, "pci.0, which is the only bus"));
+    }
+    let addr = props.take("addr").map(|text| {
+        parse_addr(&text).ok_or_else(|| {
+            props.bad("addr", &text, "SLOT or SLOT.FUNCTION, up to 1f.7 in hexadecimal")
+        })
+    });
+    addr.transpose()
+}
+
+/// Reads `SLOT` or `SLOT.FUNCTION`, in hexadecimal with or without 0x.
+fn parse_addr(text: &str) -> Option<Devfn> {
+    let hex = |text: &str| u8::from_str_radix(text.strip_prefix("0x").unwrap_or(text), 16).ok();
+    let (slot, function) = text.split_once('.').unwrap_or((text, "0"));
+    let (slot, function) = (hex(slot)?, hex(function)?);
+    (slot < 32 && function < 8).then(|| Devfn::new(slot, function))
+}
 
 fn port(props: &mut Props, key: &'static str, default: u16) -> Result<u16, ConfigError> {
     Ok(props.take_number(key, 0..=0xFFF8)?.map_or(default, |n| n as u16))
@@ -126,9 +205,14 @@ impl DeviceSpec {
     pub fn parse(text: &str) -> Result<Self, ConfigError> {
         let (name, mut props) = Props::with_head("--device", text);
         let kind = DeviceType::find(name)?;
-        let spec = (kind.parse)(&mut props)?;
-        // `id` names the device for the monitor, also where that has nothing to say of it.
-        props.take("id");
+        // `id` names the device for the monitor.
+        let id = props.take("id");
+        let mut spec = (kind.parse)(&mut props)?;
+        match &mut spec {
+            Self::Pci(spec) => spec.id = id,
+            Self::Virtio(spec) => spec.id = id,
+            _ => {}
+        }
         props.finish()?;
         Ok(spec)
     }

@@ -16,7 +16,7 @@ use crate::cli::Cli;
 use crate::cpuid::{CpuModel, Topology};
 use crate::suggest::nearest;
 
-pub use device::DeviceSpec;
+pub use device::{DeviceSpec, PciKind, PciSpec};
 pub use error::ConfigError;
 pub use help::help;
 pub use rtc::RtcConfig;
@@ -86,6 +86,8 @@ pub struct Config {
     pub kernel_irqchip: bool,
     /// The guest gets ACPI tables.
     pub acpi: bool,
+    /// There is a PCI bus.
+    pub pci: bool,
     /// What CPUID shows.
     pub cpu: CpuModel,
     /// The accelerator.
@@ -134,7 +136,7 @@ impl Config {
     /// # Errors
     /// [`ConfigError`] with the cause and the remedy.
     pub fn new(cli: Cli) -> Result<Self, ConfigError> {
-        let (machine, kernel_irqchip, acpi) = parse_machine(&cli.machine)?;
+        let MachineOptions { machine, kernel_irqchip, acpi, pci } = parse_machine(&cli.machine)?;
         if cli.kernel.is_none() && cli.bios.is_none() {
             return Err(ConfigError::Conflict(
                 "there is nothing to boot: give a kernel by --kernel FILE or firmware by --bios FILE"
@@ -169,6 +171,7 @@ impl Config {
             machine,
             kernel_irqchip,
             acpi,
+            pci,
             cpu: cli.cpu.parse()?,
             accel,
             devices: cli
@@ -243,10 +246,18 @@ const MACHINES: [(&str, MachineKind, &str); 3] = [
     ("microvm", MachineKind::Microvm, "a PC without what a modern Linux does not need"),
 ];
 
-fn parse_machine(text: &str) -> Result<(MachineKind, bool, bool), ConfigError> {
+/// `--machine`, understood.
+struct MachineOptions {
+    machine: MachineKind,
+    kernel_irqchip: bool,
+    acpi: bool,
+    pci: bool,
+}
+
+fn parse_machine(text: &str) -> Result<MachineOptions, ConfigError> {
     let mut props = Props::with_implied_key("--machine", text, "type");
     let name = props.take("type").unwrap_or_else(|| "pc".to_owned());
-    let Some((_, kind, _)) = MACHINES.iter().find(|(n, ..)| *n == name) else {
+    let Some(&(_, machine, _)) = MACHINES.iter().find(|(n, ..)| *n == name) else {
         return Err(ConfigError::UnknownName {
             option: "--machine",
             near: nearest(&name, MACHINES.iter().map(|(n, ..)| *n)).map(str::to_owned),
@@ -257,8 +268,14 @@ fn parse_machine(text: &str) -> Result<(MachineKind, bool, bool), ConfigError> {
     let kernel_irqchip =
         props.take_choice("kernel-irqchip", &[("split", false), ("on", true)])?.unwrap_or(false);
     let acpi = props.take_switch("acpi")?.unwrap_or(true);
+    let pci = props.take_switch("pci")?.unwrap_or(machine == MachineKind::Pc);
     props.finish()?;
-    Ok((*kind, kernel_irqchip, acpi))
+    if pci && machine == MachineKind::Microvm {
+        return Err(ConfigError::Conflict(
+            "--machine microvm has no PCI bus: leave out pci=on, or ask for --machine pc".into(),
+        ));
+    }
+    Ok(MachineOptions { machine, kernel_irqchip, acpi, pci })
 }
 
 /// Names, what they stand for, and how they are explained.

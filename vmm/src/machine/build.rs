@@ -34,19 +34,20 @@ use crate::log::Log;
 use crate::vcpu::{EoiSink, IntrSource, VcpuEvent, Vcpus, Wiring};
 use crate::{Error, accel, report};
 
-use super::virtio::{AccelDoorbells, VirtioDevices};
+use super::pci::{Bells, Pci, Surroundings};
+use super::virtio::VirtioDevices;
 use super::{Machine, Payload, Request, Requests};
 
 const IO_APIC: u64 = 0xFEC0_0000;
-const SCI: u32 = 9;
+pub(super) const SCI: u32 = 9;
 const RTC_IRQ: u32 = 8;
-const PM_BASE: u64 = 0x600;
+pub(super) const PM_BASE: u64 = 0x600;
 
 /// These have one region each, so that its number does not matter.
 const SERIAL_REGISTERS: Region = Region(0);
 const RTC_PORTS: Region = Region(0);
 const PORT92: Region = Region(0);
-const RESET_PORT: Region = Region(0);
+pub(super) const RESET_PORT: Region = Region(0);
 
 /// COM1 to COM4: first port and ISA interrupt.
 const SERIAL_PORTS: [(u16, u8); 4] = [(0x3F8, 4), (0x2F8, 3), (0x3E8, 4), (0x2E8, 3)];
@@ -92,12 +93,12 @@ pub(super) struct Board<'a> {
     pub(super) virtio: VirtioDevices,
     pub(super) doorbells: Arc<dyn Doorbells>,
     /// ISA interrupts and other GSIs by number.
-    lines: Vec<Arc<SharedLine>>,
+    pub(super) lines: Vec<Arc<SharedLine>>,
     requests: Arc<Requests>,
 }
 
 impl Board<'_> {
-    fn plug<D: Device + 'static>(
+    pub(super) fn plug<D: Device + 'static>(
         &mut self,
         name: impl Into<Box<str>>,
         build: impl FnOnce(&Attach) -> D,
@@ -115,7 +116,7 @@ impl Board<'_> {
         self.lines[gsi as usize].share()
     }
 
-    fn system(&self) -> Arc<dyn SystemControl> {
+    pub(super) fn system(&self) -> Arc<dyn SystemControl> {
         self.requests.clone()
     }
 
@@ -176,7 +177,8 @@ impl Board<'_> {
     }
 
     /// The keyboard controller, by which kernels also reset a PC, and the ports that came after it.
-    fn plug_legacy(&mut self, config: &Config) -> Result<(), Error> {
+    /// Gives back the reset control register, which is mapped unless PCI's ports lie round it.
+    fn plug_legacy(&mut self, config: &Config) -> Result<Arc<Slot>, Error> {
         let a20 = A20Gate::open();
         let lines = keyboard_controller::Lines {
             keyboard: self.irq(1),
@@ -189,17 +191,20 @@ impl Board<'_> {
         self.ports(&slot, KeyboardController::DATA, 0x60, 1)?;
         self.ports(&slot, KeyboardController::COMMAND, 0x64, 1)?;
         let system = self.system();
-        let slot = self.plug("reset", |_| ResetPort::new(system));
-        self.pio.map(0xCF8..=0xCFB, &slot, RESET_PORT, Width::Dword)?;
+        let reset = self.plug("reset", |_| ResetPort::new(system));
+        if !config.pci {
+            self.pio.map(0xCF8..=0xCFB, &reset, RESET_PORT, Width::Dword)?;
+        }
         if config.machine == MachineKind::Pc {
             let system = self.system();
             let slot = self.plug("port92", |_| Port92::new(a20, system));
             self.ports(&slot, PORT92, 0x92, 1)?;
         }
-        Ok(())
+        Ok(reset)
     }
 
-    fn plug_acpi(&mut self) -> Result<Notifier, Error> {
+    /// The ACPI registers, and their power button.
+    fn plug_acpi(&mut self) -> Result<(Arc<Slot>, Notifier), Error> {
         let (sci, system) = (self.irq(SCI), self.system());
         let mut button = None;
         let slot = self.plug("acpi-pm", |attach| {
@@ -208,7 +213,9 @@ impl Board<'_> {
         });
         let end = PM_BASE + acpi_pm::offset::END - 1;
         self.pio.map(PM_BASE..=end, &slot, AcpiPm::REGISTERS, Width::Dword)?;
-        button.ok_or_else(|| Error::Unsupported("the power button has no wire".into()))
+        let button =
+            button.ok_or_else(|| Error::Unsupported("the power button has no wire".into()))?;
+        Ok((slot, button))
     }
 
     fn plug_fw_cfg(&mut self, config: &Config, ram: &GuestRam) -> Result<(), Error> {
@@ -239,6 +246,7 @@ impl Board<'_> {
         spec: &DeviceSpec,
         chardevs: &Chardevs,
         machine: MachineKind,
+        pci: Option<&mut Pci>,
     ) -> Result<Option<SerialPort>, Error> {
         let backend = |id: &str| -> Result<Arc<Chardev>, Error> {
             chardevs.get(id).ok_or_else(|| {
@@ -266,14 +274,25 @@ impl Board<'_> {
                     .plug_serial(format!("serial-{chardev}"), *iobase, *irq, port)
                     .map(Some);
             }
-            DeviceSpec::Virtio(spec) => self.plug_virtio(spec, machine)?,
+            DeviceSpec::Virtio(spec) => self.plug_virtio(spec, machine, pci, chardevs)?,
             DeviceSpec::Pvpanic { ioport } => {
                 let slot = self.plug("pvpanic", |_| PvPanic::new(system));
                 self.ports(&slot, PvPanic::PORT, (*ioport).into(), 1)?;
             }
+            DeviceSpec::Pci(spec) => {
+                let slot = pci.ok_or_else(|| no_pci_bus(spec.kind.name()))?.plug(spec)?;
+                self.slots.push(slot);
+            }
         }
         Ok(None)
     }
+}
+
+/// A PCI device was asked for, and there is no bus for it.
+pub(super) fn no_pci_bus(device: &str) -> Error {
+    Error::Unsupported(format!(
+        "--device {device}: this machine has no PCI bus: ask for --machine pc, without pci=off",
+    ))
 }
 
 /// The kernel, its initrd and its command line, for firmware that boots them itself. A kernel that
@@ -391,10 +410,7 @@ impl Machine {
         requests.set_holder(vcpus.holder());
 
         let table = Arc::<DoorbellTable>::default();
-        let doorbells: Arc<dyn Doorbells> = match accel.doorbells() {
-            Some(_) => Arc::new(AccelDoorbells(accel.clone())),
-            None => table.clone(),
-        };
+        let doorbells = Arc::new(Bells { accel: accel.clone(), table: table.clone() });
         let mut board = Board {
             events,
             ram: ram.clone(),
@@ -454,14 +470,30 @@ impl Machine {
             }
         }
         board.plug_timers(&config, &ram)?;
-        board.plug_legacy(&config)?;
+        let reset_port = board.plug_legacy(&config)?;
 
-        let power_button = board.plug_acpi()?;
+        let (pm, power_button) = board.plug_acpi()?;
+        let mut pci = None;
+        if config.pci {
+            let around = Surroundings {
+                accel: &accel,
+                ram: &ram,
+                cpuid: &cpuid,
+                reset_port: &reset_port,
+                pm: &pm,
+            };
+            pci = Some(Pci::new(&mut board, &around)?);
+        }
         if config.machine == MachineKind::Pc {
             board.plug_fw_cfg(&config, &ram)?;
         }
         for spec in &config.devices {
-            serial_ports.extend(board.plug_device(spec, &chardevs, config.machine)?);
+            serial_ports.extend(board.plug_device(
+                spec,
+                &chardevs,
+                config.machine,
+                pci.as_mut(),
+            )?);
         }
 
         let chip = irqchip.clone().map(|chip| Arc::new(IrqchipPort(chip)));
@@ -487,6 +519,7 @@ impl Machine {
             mmio,
             slots,
             irqchip,
+            pci,
             virtio,
             power_button: Some(power_button),
             chardevs,

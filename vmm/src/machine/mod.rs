@@ -4,6 +4,7 @@
 //! thread.
 
 mod build;
+mod pci;
 mod requests;
 mod virtio;
 
@@ -22,7 +23,7 @@ use monitor::state::RunState;
 use monitor::{Cause, Event, PanicAction};
 
 use crate::boot::{self, BootConfig, BootError, Entry, Firmware};
-use crate::config::{Config, MachineKind};
+use crate::config::{Config, DeviceSpec, MachineKind, Transport};
 use crate::doorbell::DoorbellTable;
 use crate::log::Log;
 use crate::report;
@@ -30,6 +31,7 @@ use crate::vcpu::{VcpuEvent, Vcpus};
 use crate::{Error, acpi};
 
 pub use build::Frontends;
+pub(crate) use pci::{ECAM, HOTPLUG_PORT};
 pub use requests::{Request, Requests};
 pub use virtio::{VirtioDevices, VirtioEntry};
 
@@ -63,6 +65,7 @@ pub struct Machine {
     mmio: Arc<Bus>,
     slots: Vec<Arc<Slot>>,
     irqchip: Option<Arc<Irqchip>>,
+    pci: Option<pci::Pci>,
     virtio: VirtioDevices,
     power_button: Option<Notifier>,
     chardevs: Chardevs,
@@ -184,15 +187,20 @@ impl Machine {
                     serial: &self.serial_ports,
                     legacy: self.config.machine == MachineKind::Pc,
                     acpi: self.config.acpi,
+                    pci: self.pci.as_ref().map(pci::Pci::apertures),
                     virtio_mmio: &self.virtio.mmio,
                 };
                 let rsdp = acpi::install(&platform, ram)?;
+                if let Some(pci) = &self.pci {
+                    pci.assign();
+                }
                 let cmdline = format!("{}{}", self.config.append, self.virtio.cmdline());
                 let config = BootConfig {
                     kernel,
                     initrd: self.config.initrd.as_deref(),
                     cmdline: cmdline.trim_start(),
                     rsdp,
+                    ecam: self.pci.as_ref().map(pci::Pci::ecam),
                 };
                 Ok(Some(boot::load(&config, ram)?.entry))
             }
@@ -254,8 +262,15 @@ impl Machine {
         if self.config.log.cpu_reset {
             self.log_registers("CPU Reset");
         }
+        // What the guest was asked to give up has no driver any more.
+        if let Some(slots) = self.pci.as_ref().map(pci::Pci::unplugging) {
+            self.eject(slots);
+        }
         for slot in &self.slots {
             slot.lock().reset();
+        }
+        if let Some(pci) = &self.pci {
+            pci.synchronize();
         }
         self.news.push(Event::Reset(cause));
         if let Err(error) = self.load() {
@@ -344,6 +359,59 @@ impl Machine {
             SystemRequest::CrashLoaded => {
                 self.news.push(Event::GuestPanicked(PanicAction::Run));
             }
+            SystemRequest::EjectPci { slots } => self.eject(slots),
+        }
+    }
+
+    /// Plugs in the device that `text` describes, as `--device` does, and tells the guest.
+    ///
+    /// # Errors
+    /// With the cause and the remedy; nothing has changed then.
+    pub fn device_add(&mut self, text: &str) -> Result<(), Error> {
+        let pci = self.pci.as_mut();
+        let missing = build::no_pci_bus;
+        let (pci, slot) = match DeviceSpec::parse(text)? {
+            DeviceSpec::Pci(spec) => {
+                let pci = pci.ok_or_else(|| missing(spec.kind.name()))?;
+                let slot = pci.plug(&spec)?;
+                (pci, slot)
+            }
+            DeviceSpec::Virtio(spec) if spec.transport != Transport::Mmio => {
+                let pci = pci.ok_or_else(|| missing(spec.name))?;
+                let backends = virtio::Backends { ram: self.map.ram(), chardevs: &self.chardevs };
+                let slot = self.virtio.plug_pci(&spec, pci, &backends)?;
+                (pci, slot)
+            }
+            _ => {
+                return Err(Error::Unsupported(format!(
+                    "device '{text}' cannot be added to a running machine: give it by --device"
+                )));
+            }
+        };
+        self.slots.push(slot);
+        pci.announce(self.clock.now());
+        Ok(())
+    }
+
+    /// Asks the guest to give up the device `id`. DEVICE_DELETED follows once it has.
+    ///
+    /// # Errors
+    /// When there is no such device.
+    pub fn device_del(&mut self, id: &str) -> Result<(), Error> {
+        let now = self.clock.now();
+        if self.pci.as_mut().is_some_and(|pci| pci.unplug(id, now)) {
+            return Ok(());
+        }
+        Err(Error::Unsupported(format!("Device '{id}' not found")))
+    }
+
+    /// Pulls PCI devices out, a bit a slot.
+    fn eject(&mut self, slots: u32) {
+        let Some(pci) = &mut self.pci else { return };
+        for (id, slot) in pci.eject(slots) {
+            self.slots.retain(|other| !Arc::ptr_eq(other, &slot));
+            self.virtio.remove(&slot);
+            self.news.push(Event::DeviceDeleted(id));
         }
     }
 

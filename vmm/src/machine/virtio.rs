@@ -1,20 +1,21 @@
 //! Plugging in virtio devices, and how the guest is told where those on MMIO are.
 
 use std::fmt::Write;
-use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 
-use board::accel::{AccelError, Doorbell, Doorbells};
-use board::{Accel, Attach, Slot, Width};
+use board::{Attach, GuestRam, Slot, Width};
+use devices::chardev::Chardevs;
 use devices::virtio::VirtioDevice;
 use devices::virtio::mmio::{MmioParts, VirtioMmio};
+use devices::virtio::pci::{PciParts, VirtioPci};
 use devices::virtio::rng::{HostEntropy, Rng};
 
 use crate::Error;
 use crate::acpi::VirtioMmioPlace;
 use crate::config::{MachineKind, Transport, VirtioKind, VirtioSpec};
 
-use super::build::Board;
+use super::build::{Board, no_pci_bus};
+use super::pci::Pci;
 
 /// Where the registers of the first device are.
 const MMIO_BASE: u64 = 0xFEB0_0000;
@@ -44,6 +45,8 @@ pub struct VirtioDevices {
     pub entries: Vec<VirtioEntry>,
     /// Where those on MMIO are.
     pub mmio: Vec<VirtioMmioPlace>,
+    /// How many without an id there have been.
+    anonymous: usize,
 }
 
 impl VirtioDevices {
@@ -59,26 +62,83 @@ impl VirtioDevices {
     }
 }
 
-/// The accelerator's doorbells, held by what rings them.
-pub(super) struct AccelDoorbells(pub(super) Arc<dyn Accel>);
+/// What devices are made of besides their options.
+pub(super) struct Backends<'a> {
+    /// Guest RAM.
+    pub(super) ram: &'a GuestRam,
+    /// For terminals and ports.
+    pub(super) chardevs: &'a Chardevs,
+}
 
-impl Doorbells for AccelDoorbells {
-    fn add(&self, bell: Doorbell, eventfd: BorrowedFd<'_>) -> Result<(), AccelError> {
-        self.0.doorbells().map_or(Ok(()), |bells| bells.add(bell, eventfd))
+/// The device apart from its transport.
+fn make(
+    spec: &VirtioSpec,
+    _backends: &Backends<'_>,
+    _attach: &Attach,
+) -> Result<Box<dyn VirtioDevice>, Error> {
+    Ok(match spec.kind {
+        VirtioKind::Rng => Box::new(Rng::new(Box::new(HostEntropy))),
+    })
+}
+
+impl VirtioDevices {
+    /// Plugs in a device on PCI. The guest is not told.
+    pub(super) fn plug_pci(
+        &mut self,
+        spec: &VirtioSpec,
+        pci: &mut Pci,
+        backends: &Backends<'_>,
+    ) -> Result<Arc<Slot>, Error> {
+        let name = self.name(spec);
+        let slot = pci.plug_card(spec.id.as_deref(), spec.addr, |lines, parts| {
+            Slot::try_plug(name, &parts.events, |attach| {
+                let device = make(spec, backends, attach)?;
+                let ram = parts.ram.clone();
+                let parts = PciParts { ram, lines, options: spec.options, vectors: spec.vectors };
+                VirtioPci::new(device, parts, attach).map_err(Error::host("make a virtio device"))
+            })
+        })?;
+        self.add(spec, slot.clone());
+        Ok(slot)
     }
 
-    fn remove(&self, bell: Doorbell, eventfd: BorrowedFd<'_>) -> Result<(), AccelError> {
-        self.0.doorbells().map_or(Ok(()), |bells| bells.remove(bell, eventfd))
+    /// Forgets what is in `slot`, which has been pulled out.
+    pub(super) fn remove(&mut self, slot: &Arc<Slot>) {
+        self.entries.retain(|entry| !Arc::ptr_eq(&entry.slot, slot));
+    }
+
+    /// The name that `info mtree` shows.
+    fn name(&self, spec: &VirtioSpec) -> String {
+        spec.id.clone().unwrap_or_else(|| {
+            let name = spec.name.trim_end_matches("-device").trim_end_matches("-pci");
+            format!("{name}{}", self.entries.len())
+        })
+    }
+
+    fn add(&mut self, spec: &VirtioSpec, slot: Arc<Slot>) {
+        let path = match &spec.id {
+            Some(id) => format!("/machine/peripheral/{id}/virtio-backend"),
+            None => {
+                let number = self.anonymous;
+                self.anonymous += 1;
+                format!("/machine/peripheral-anon/device[{number}]/virtio-backend")
+            }
+        };
+        self.entries.push(VirtioEntry { path, id: spec.id.clone(), slot });
     }
 }
 
 impl Board<'_> {
-    /// Plugs in a virtio device.
+    /// Plugs in a virtio device, on the bus that the machine has.
     pub(super) fn plug_virtio(
         &mut self,
         spec: &VirtioSpec,
         machine: MachineKind,
+        pci: Option<&mut Pci>,
+        chardevs: &Chardevs,
     ) -> Result<(), Error> {
+        let ram = self.ram.clone();
+        let backends = Backends { ram: &ram, chardevs };
         let on_mmio = machine == MachineKind::Microvm;
         match spec.transport {
             Transport::Mmio if !on_mmio => Err(Error::Unsupported(format!(
@@ -91,15 +151,21 @@ impl Board<'_> {
                 spec.name,
                 spec.name.trim_end_matches("-pci"),
             ))),
-            _ if on_mmio => self.plug_virtio_mmio(spec),
-            _ => Err(Error::Unsupported(format!(
-                "--device {}: --machine pc has no PCI yet: give --machine microvm",
-                spec.name
-            ))),
+            _ if on_mmio => self.plug_virtio_mmio(spec, &backends),
+            _ => {
+                let pci = pci.ok_or_else(|| no_pci_bus(spec.name))?;
+                let slot = self.virtio.plug_pci(spec, pci, &backends)?;
+                self.slots.push(slot);
+                Ok(())
+            }
         }
     }
 
-    fn plug_virtio_mmio(&mut self, spec: &VirtioSpec) -> Result<(), Error> {
+    fn plug_virtio_mmio(
+        &mut self,
+        spec: &VirtioSpec,
+        backends: &Backends<'_>,
+    ) -> Result<(), Error> {
         let index = self.virtio.mmio.len();
         let Some(&gsi) = MMIO_GSIS.get(index) else {
             return Err(Error::Unsupported(format!(
@@ -116,43 +182,15 @@ impl Board<'_> {
             doorbells: Some(self.doorbells.clone()),
             options: spec.options,
         };
-        let slot = Slot::try_plug(self.virtio_name(spec), self.events, |attach| {
-            let device = self.virtio_device(spec, attach)?;
+        let slot = Slot::try_plug(self.virtio.name(spec), self.events, |attach| {
+            let device = make(spec, backends, attach)?;
             VirtioMmio::new(device, parts, attach).map_err(Error::host("make a virtio device"))
         })?;
         self.slots.push(slot.clone());
         let end = base + VirtioMmio::SIZE - 1;
         self.mmio.map(base..=end, &slot, VirtioMmio::REGISTERS, Width::Qword)?;
         self.virtio.mmio.push(VirtioMmioPlace { base, gsi });
-        self.add_virtio(spec, slot);
+        self.virtio.add(spec, slot);
         Ok(())
-    }
-
-    /// The device apart from its transport.
-    fn virtio_device(
-        &self,
-        spec: &VirtioSpec,
-        _attach: &Attach,
-    ) -> Result<Box<dyn VirtioDevice>, Error> {
-        Ok(match spec.kind {
-            VirtioKind::Rng => Box::new(Rng::new(Box::new(HostEntropy))),
-        })
-    }
-
-    /// The name that `info mtree` shows.
-    fn virtio_name(&self, spec: &VirtioSpec) -> String {
-        spec.id.clone().unwrap_or_else(|| {
-            let name = spec.name.trim_end_matches("-device").trim_end_matches("-pci");
-            format!("{name}{}", self.virtio.entries.len())
-        })
-    }
-
-    fn add_virtio(&mut self, spec: &VirtioSpec, slot: Arc<Slot>) {
-        let anonymous = self.virtio.entries.iter().filter(|entry| entry.id.is_none()).count();
-        let path = match &spec.id {
-            Some(id) => format!("/machine/peripheral/{id}/virtio-backend"),
-            None => format!("/machine/peripheral-anon/device[{anonymous}]/virtio-backend"),
-        };
-        self.virtio.entries.push(VirtioEntry { path, id: spec.id.clone(), slot });
     }
 }

@@ -26,7 +26,7 @@ fn the_zero_page_tells_the_kernel_all() {
     assert_eq!(guest.bytes(at, 5000), [7; 5000]);
     assert_eq!(guest.loaded.initrd, Some(Extent { address: at, size: 5000 }));
 
-    let map = e820::kernel_map(&guest.ram);
+    let map = e820::kernel_map(&guest.ram, None);
     assert_eq!(field(0x1E8, 1), map.len() as u64);
     for (index, entry) in (0..).zip(map) {
         assert_eq!(guest.bytes(zero_page + 0x2D0 + 20 * index, 20), entry.to_bytes());

@@ -17,7 +17,7 @@ fn pvh_start_info_leads_to_everything() {
     assert_eq!(guest.string(guest.number(info + 24, 8)), "root=/dev/vda");
     assert_eq!(guest.number(info + 32, 8), RSDP);
     let map_at = guest.number(info + 40, 8);
-    let map = e820::kernel_map(&guest.ram);
+    let map = e820::kernel_map(&guest.ram, None);
     assert_eq!(guest.number(info + 48, 4), map.len() as u64);
     for (index, entry) in (0..).zip(map) {
         assert_eq!(guest.bytes(map_at + 24 * index, 20), entry.to_bytes());
@@ -58,7 +58,8 @@ fn loading_again_clears_what_the_guest_wrote_to_bss() {
     let guest = load_with(&kernel, None, "", 2).unwrap();
     guest.ram.write(0x10_0000, &vec![0xAA; 0x2_0001]).unwrap();
     let path = kernel.path();
-    let config = BootConfig { kernel: path.as_ref(), initrd: None, cmdline: "", rsdp: None };
+    let config =
+        BootConfig { kernel: path.as_ref(), initrd: None, cmdline: "", rsdp: None, ecam: None };
     load(&config, &guest.ram).unwrap();
     assert_eq!(guest.bytes(0x10_0000, 2), b"x\0");
     assert!(guest.bytes(0x10_0001, 0x1_FFFF).iter().all(|byte| *byte == 0));

@@ -7,7 +7,8 @@ use super::*;
 
 fn refused_path(path: &str, initrd: Option<&str>) -> String {
     let ram = GuestRam::new(MIB).unwrap();
-    let config = BootConfig { kernel: Path::new(path), initrd, cmdline: "", rsdp: None };
+    let config =
+        BootConfig { kernel: Path::new(path), initrd, cmdline: "", rsdp: None, ecam: None };
     load(&config, &ram).unwrap_err().to_string()
 }
 
@@ -37,7 +38,8 @@ fn less_than_a_mib_of_ram_is_refused() {
     let ram = GuestRam::new(MIB - 4096).unwrap();
     let kernel = TestFile::new(&bzimage());
     let path = kernel.path();
-    let config = BootConfig { kernel: path.as_ref(), initrd: None, cmdline: "", rsdp: None };
+    let config =
+        BootConfig { kernel: path.as_ref(), initrd: None, cmdline: "", rsdp: None, ecam: None };
     says(&load(&config, &ram).unwrap_err().to_string(), &["1020 KiB", "-m 1M"]);
     let firmware = Firmware::open(TestFile::new(&[0; 65536]).path().as_ref()).unwrap();
     assert!(firmware.shadow(&ram).is_err());

@@ -52,7 +52,8 @@ fn load_with(
 ) -> Result<Guest, BootError> {
     let ram = GuestRam::new(mib * MIB).unwrap();
     let path = kernel.path();
-    let config = BootConfig { kernel: path.as_ref(), initrd, cmdline, rsdp: Some(RSDP) };
+    let config =
+        BootConfig { kernel: path.as_ref(), initrd, cmdline, rsdp: Some(RSDP), ecam: None };
     let loaded = load(&config, &ram)?;
     let mut vcpu = reset_state(0, &Cpuid::default());
     loaded.entry.apply(&mut vcpu);

@@ -22,7 +22,7 @@ fn the_information_structure_describes_memory_and_command_line() {
     assert_eq!(info(20), 0);
     assert!(guest.string(info(64)).starts_with("vmm "));
     let (mut at, end) = (info(48), info(48) + info(44));
-    for entry in e820::kernel_map(&guest.ram) {
+    for entry in e820::kernel_map(&guest.ram, None) {
         assert_eq!((guest.number(at, 4), guest.bytes(at + 4, 20)), (20, entry.to_bytes().to_vec()));
         at += 24;
     }

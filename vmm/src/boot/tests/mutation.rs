@@ -56,8 +56,13 @@ fn damaged_headers_neither_panic_nor_leave_ram() {
     let initrd = TestFile::new(&[3; 3000]);
     let (file, initrd) = (TestFile::new(b""), initrd.path());
     let path = file.path();
-    let config =
-        BootConfig { kernel: path.as_ref(), initrd: Some(&initrd), cmdline: "quiet", rsdp: None };
+    let config = BootConfig {
+        kernel: path.as_ref(),
+        initrd: Some(&initrd),
+        cmdline: "quiet",
+        rsdp: None,
+        ecam: None,
+    };
     let mut random = Random(SEED);
     let (mut loaded, mut refused) = (0, 0);
     for whole in &whole {
