@@ -8,7 +8,8 @@ use std::io::{self, Write};
 
 use crate::error::CommandError;
 use crate::state::{
-    Chardev, Cpu, IoApic, IrqStats, Kvm, LocalApic, MemoryTree, Pic, Registers, RunState, Version,
+    Chardev, Cpu, IoApic, IrqStats, Kvm, LocalApic, MemoryTree, PciBus, Pic, Registers, RunState,
+    Version,
 };
 
 /// The machine as the monitor sees it.
@@ -74,6 +75,19 @@ pub trait Control {
     fn pics(&mut self) -> Vec<Pic>;
     /// The I/O APICs; empty on a machine without.
     fn io_apics(&mut self) -> Vec<IoApic>;
+
+    /// The PCI buses with their functions; empty on a machine without.
+    fn pci(&mut self) -> Vec<PciBus>;
+    /// Plugs in the device that `text` describes, as `--device` does.
+    ///
+    /// # Errors
+    /// [`CommandError::Refused`] with the cause; nothing has changed then.
+    fn device_add(&mut self, text: &str) -> Result<(), CommandError>;
+    /// Asks the guest to give up the device `id`; the event DEVICE_DELETED follows once it has.
+    ///
+    /// # Errors
+    /// [`CommandError::DeviceNotFound`], or [`CommandError::Refused`] when it is asked already.
+    fn device_del(&mut self, id: &str) -> Result<(), CommandError>;
 
     /// Makes (or empties) a file of the host.
     fn create_file(&mut self, path: &str) -> io::Result<Box<dyn Write>>;

@@ -44,6 +44,9 @@ pub enum CommandError {
         /// What would be right.
         expected: &'static str,
     },
+    /// No device has this id.
+    #[error("Device '{0}' not found")]
+    DeviceNotFound(String),
     /// No memory at an address, or no page maps it.
     #[error("Cannot access memory at address {0:#x}")]
     Unmapped(u64),

@@ -164,6 +164,14 @@ fn find(name: &str) -> Result<(&'static Command, &'static QmpForm), CommandError
 fn parse(form: &'static QmpForm, mut given: Map<String, Value>) -> Result<Args, CommandError> {
     let mut args = Args::default();
     for member in form.args {
+        if matches!(member.ty, Type::Open) {
+            let mut words = Vec::new();
+            for (name, value) in std::mem::take(&mut given) {
+                flatten(&mut words, &name, value)?;
+            }
+            args.push(member.name, args::Value::List(words));
+            continue;
+        }
         match given.remove(member.name) {
             None if member.optional => {}
             None => return Err(CommandError::Missing(member.name)),
@@ -174,6 +182,30 @@ fn parse(form: &'static QmpForm, mut given: Map<String, Value>) -> Result<Args, 
         Some(other) => Err(CommandError::Unexpected(other.clone())),
         None => Ok(args),
     }
+}
+
+/// Adds a property in the words of the command line: `name=value`, and `outer.inner=value` for what
+/// is an object.
+fn flatten(words: &mut Vec<String>, name: &str, value: Value) -> Result<(), CommandError> {
+    let value = match value {
+        Value::Object(members) => {
+            return members
+                .into_iter()
+                .try_for_each(|(inner, value)| flatten(words, &format!("{name}.{inner}"), value));
+        }
+        Value::String(text) => text.replace(',', ",,"),
+        Value::Number(number) => number.to_string(),
+        Value::Bool(true) => "on".to_owned(),
+        Value::Bool(false) => "off".to_owned(),
+        Value::Array(_) | Value::Null => {
+            let expected = "a string, a number, a boolean or an object";
+            return Err(remark(&format!(
+                "Invalid parameter type for '{name}', expected: {expected}"
+            )));
+        }
+    };
+    words.push(format!("{name}={value}"));
+    Ok(())
 }
 
 fn typed(member: &Member, value: Value) -> Result<args::Value, CommandError> {
@@ -208,6 +240,7 @@ impl From<Result<Reply, CommandError>> for Body {
                     CommandError::CommandNotFound(_) | CommandError::Negotiation(_) => {
                         "CommandNotFound"
                     }
+                    CommandError::DeviceNotFound(_) => "DeviceNotFound",
                     _ => "GenericError",
                 };
                 Self::Error { class, desc: error.to_string() }

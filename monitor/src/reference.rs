@@ -92,6 +92,7 @@ fn named(ty: Type) -> String {
         Type::Bool => "boolean".to_owned(),
         Type::Enum(kind) => kind.name.to_owned(),
         Type::Object(object) => format!("{{{}}}", list(object.members)),
+        Type::Open => "any members".to_owned(),
         Type::Array(element) => format!("array of {}", named(*element)),
     }
 }

@@ -6,7 +6,8 @@ use serde::Serialize;
 use crate::disas::Instruction;
 use crate::format::Style;
 use crate::state::{
-    AddressSpace, Chardev, IoApic, IrqStats, Kvm, LocalApic, Pic, Registers, RunState, Version,
+    AddressSpace, Chardev, IoApic, IrqStats, Kvm, LocalApic, PciBus, Pic, Registers, RunState,
+    Version,
 };
 
 /// A command's answer.
@@ -50,6 +51,8 @@ pub enum Reply {
     },
     /// `info irq`
     IrqStats(Vec<IrqStats>),
+    /// `info pci`
+    Pci(Vec<PciBus>),
     /// `info mtree`
     MemoryTree(Vec<AddressSpace>),
     /// `x`, `xp`

@@ -24,6 +24,9 @@ pub enum Type {
     Object(&'static Object),
     /// An array.
     Array(&'static Type),
+    /// Of arguments only, and the last of them: whatever members there are besides, which the
+    /// command itself understands. It stands in the schema as one member of any type.
+    Open,
 }
 
 /// An enumeration.
@@ -120,6 +123,49 @@ pub(crate) mod types {
     /// `query-uuid`
     pub(crate) const UUID: Type =
         Type::Object(&Object { name: "UuidInfo", members: &[member("UUID", Type::Str)] });
+    const PCI_ID: Type = Type::Object(&Object {
+        name: "PciDeviceId",
+        members: &[
+            member("device", Type::Int),
+            member("vendor", Type::Int),
+            Member::optional("subsystem", Type::Int),
+            Member::optional("subsystem-vendor", Type::Int),
+        ],
+    });
+    const PCI_CLASS: Type = Type::Object(&Object {
+        name: "PciDeviceClass",
+        members: &[Member::optional("desc", Type::Str), member("class", Type::Int)],
+    });
+    const PCI_REGION: Type = Type::Object(&Object {
+        name: "PciMemoryRegion",
+        members: &[
+            member("bar", Type::Int),
+            member("type", Type::Str),
+            member("address", Type::Int),
+            member("size", Type::Int),
+            Member::optional("prefetch", Type::Bool),
+            Member::optional("mem_type_64", Type::Bool),
+        ],
+    });
+    const PCI_DEVICE: Type = Type::Object(&Object {
+        name: "PciDeviceInfo",
+        members: &[
+            member("bus", Type::Int),
+            member("slot", Type::Int),
+            member("function", Type::Int),
+            member("class_info", PCI_CLASS),
+            member("id", PCI_ID),
+            Member::optional("irq", Type::Int),
+            member("irq_pin", Type::Int),
+            member("qdev_id", Type::Str),
+            member("regions", Type::Array(&PCI_REGION)),
+        ],
+    });
+    /// An element of `query-pci`
+    pub(crate) const PCI: Type = Type::Object(&Object {
+        name: "PciInfo",
+        members: &[member("bus", Type::Int), member("devices", Type::Array(&PCI_DEVICE))],
+    });
     /// `query-kvm`
     pub(crate) const KVM: Type = Type::Object(&Object {
         name: "KvmInfo",
@@ -205,6 +251,7 @@ fn type_name(ty: Type) -> String {
         Type::Bool => "bool".to_owned(),
         Type::Enum(kind) => kind.name.to_owned(),
         Type::Object(kind) => kind.name.to_owned(),
+        Type::Open => "any".to_owned(),
         Type::Array(element) => format!("[{}]", type_name(*element)),
     }
 }
@@ -267,6 +314,7 @@ fn add(known: &mut BTreeMap<String, Value>, ty: Type) -> String {
         Type::Str => builtin("string"),
         Type::Bool => builtin("boolean"),
         Type::Nothing => json!({ "meta-type": "object", "name": name, "members": [] }),
+        Type::Open => builtin("value"),
         Type::Enum(kind) => {
             let members: Vec<_> =
                 kind.values.iter().map(|value| json!({ "name": value })).collect();

@@ -424,3 +424,109 @@ pub struct MemoryRegion {
     /// Regions inside, in the order of their addresses.
     pub children: Vec<MemoryRegion>,
 }
+
+/// A PCI bus.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct PciBus {
+    /// Its number.
+    pub bus: u8,
+    /// Its functions in the order of their places.
+    pub devices: Vec<PciDevice>,
+}
+
+/// A PCI function.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct PciDevice {
+    /// The number of its bus.
+    pub bus: u8,
+    /// Device number.
+    pub slot: u8,
+    /// Function number.
+    pub function: u8,
+    /// Class code.
+    pub class_info: PciClass,
+    /// Whose it is and what.
+    pub id: PciId,
+    /// The interrupt line that firmware gave it, if it has a pin.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub irq: Option<u8>,
+    /// The interrupt pin, 1 for A; 0: none.
+    pub irq_pin: u8,
+    /// `id=`, or nothing.
+    pub qdev_id: String,
+    /// Its BARs.
+    pub regions: Vec<PciRegion>,
+}
+
+/// The class of a PCI function.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct PciClass {
+    /// What it is called.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub desc: Option<&'static str>,
+    /// Base class and sub-class.
+    pub class: u16,
+}
+
+impl PciClass {
+    /// The class with this number, by the name that QEMU's monitor has for it.
+    pub fn new(class: u16) -> Self {
+        let desc = match class {
+            0x0001 | 0x0300 => "VGA controller",
+            0x0100 => "SCSI controller",
+            0x0101 => "IDE controller",
+            0x0106 => "SATA controller",
+            0x0108 => "NVMe controller",
+            0x0200 => "Ethernet controller",
+            0x0280 => "Network controller",
+            0x0380 => "Display controller",
+            0x0400 => "Video controller",
+            0x0401 | 0x0403 => "Audio controller",
+            0x0500 => "RAM controller",
+            0x0580 => "Memory controller",
+            0x0600 => "Host bridge",
+            0x0601 => "ISA bridge",
+            0x0604 => "PCI bridge",
+            0x0680 => "Bridge",
+            0x0700 => "Serial port",
+            0x0C03 => "USB controller",
+            0x0C05 => "SMBus",
+            _ => return Self { desc: None, class },
+        };
+        Self { desc: Some(desc), class }
+    }
+}
+
+/// Who made a PCI function, and what it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct PciId {
+    /// Vendor ID.
+    pub vendor: u16,
+    /// Device ID.
+    pub device: u16,
+    /// Subsystem vendor ID.
+    pub subsystem_vendor: u16,
+    /// Subsystem ID.
+    pub subsystem: u16,
+}
+
+/// A BAR.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct PciRegion {
+    /// Its number; 6 is the expansion ROM.
+    pub bar: u8,
+    /// "io" or "memory".
+    #[serde(rename = "type")]
+    pub kind: &'static str,
+    /// Where it decodes; -1 if it does not.
+    pub address: i64,
+    /// Bytes.
+    pub size: u64,
+    /// Reads have no side effects; memory only.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub prefetch: Option<bool>,
+    /// It has 64 bits; memory only.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub mem_type_64: Option<bool>,
+}

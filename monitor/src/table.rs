@@ -122,6 +122,16 @@ impl Arg {
         Self::new(name, ArgKind::Rest, Complete::Command)
     }
 
+    /// One word.
+    pub const fn text(name: &'static str) -> Self {
+        Self::new(name, ArgKind::Text, Complete::Nothing)
+    }
+
+    /// The rest of the line.
+    pub const fn rest(name: &'static str) -> Self {
+        Self::new(name, ArgKind::Rest, Complete::Nothing)
+    }
+
     /// An option of one letter.
     pub const fn flag(name: &'static str, letter: char) -> Self {
         Self::new(name, ArgKind::Flag(letter), Complete::Nothing).optional()
@@ -166,6 +176,7 @@ pub fn commands() -> impl Iterator<Item = &'static Command> {
         topics::help::COMMANDS,
         topics::run::COMMANDS,
         topics::info::COMMANDS,
+        topics::device::COMMANDS,
         topics::memory::COMMANDS,
         topics::io::COMMANDS,
         topics::protocol::COMMANDS,

@@ -2,7 +2,8 @@
 //! aside, which are our own: ours must print the same, byte for byte.
 //!
 //! `reset`: `-S -smp 2`, at the reset vector. `protected`: a ROM of 32-bit code has set up segments,
-//! I/O APIC, local APIC and 8259A. `long`: a ROM has gone on to 64-bit mode. The contents of memory
+//! I/O APIC, local APIC and 8259A. `long`: a ROM has gone on to 64-bit mode. `pci`: `-M pc -nodefaults
+//! -device pci-testdev,membar=4096,addr=3 -device edu,id=e,addr=4`, with `-S` and after SeaBIOS. The contents of memory
 //! and registers are those of `common`; `info mtree` shows an excerpt.
 
 mod common;
@@ -34,6 +35,13 @@ fn replay(mut machine: Fake, transcript: &str) -> Fake {
 fn at_the_reset_vector() {
     let machine = replay(common::reset(), include_str!("golden/reset.txt"));
     assert_eq!(machine.log, ["cont", "quit"]);
+}
+
+#[test]
+fn pci_before_and_after_firmware() {
+    let machine = replay(common::reset(), include_str!("golden/pci.txt"));
+    let done = ["cont", "device_add pci-testdev,id=t", "device_del t", "quit"];
+    assert_eq!(machine.log, done);
 }
 
 #[test]

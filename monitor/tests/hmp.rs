@@ -205,7 +205,7 @@ fn tab_lists_what_has_several() {
         list,
         [
             "chardev    cpus       irq        kvm        lapic      mtree      name       ",
-            "pic        registers  status     uuid       version    ",
+            "pci        pic        registers  status     uuid       version    ",
         ]
     );
 }

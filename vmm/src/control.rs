@@ -6,8 +6,8 @@ use std::io::{self, Write};
 use board::Bus;
 use board::memory::MemoryMap;
 use monitor::state::{
-    AddressSpace, Chardev, Cpu, IoApic, IrqStats, Kvm, LocalApic, MemoryRegion, MemoryTree, Pic,
-    RegionKind, Registers, RunState, Version,
+    AddressSpace, Chardev, Cpu, IoApic, IrqStats, Kvm, LocalApic, MemoryRegion, MemoryTree, PciBus,
+    Pic, RegionKind, Registers, RunState, Version,
 };
 use monitor::{Cause, CommandError, Control};
 
@@ -188,6 +188,18 @@ impl Control for Machine {
             redirection: view.entries.to_vec(),
             irr: view.irr,
         }]
+    }
+
+    fn pci(&mut self) -> Vec<PciBus> {
+        self.pci_buses()
+    }
+
+    fn device_add(&mut self, text: &str) -> Result<(), CommandError> {
+        Machine::device_add(self, text).map_err(refused)
+    }
+
+    fn device_del(&mut self, id: &str) -> Result<(), CommandError> {
+        Machine::device_del(self, id)
     }
 
     fn create_file(&mut self, path: &str) -> io::Result<Box<dyn Write>> {

@@ -105,3 +105,50 @@ impl Bar {
 fn flag(prefetchable: bool) -> u32 {
     if prefetchable { PREFETCHABLE } else { 0 }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_are_powers_of_two_within_the_kinds_limits() {
+        let memory = |size| Bar::Memory32 { size, prefetchable: false };
+        let wide = |size| Bar::Memory64 { size, prefetchable: true };
+        for (bar, valid) in [
+            (Bar::Io { size: 4 }, true),
+            (Bar::Io { size: 256 }, true),
+            (Bar::Io { size: 2 }, false),
+            (Bar::Io { size: 512 }, false),
+            (memory(16), true),
+            (memory(8), false),
+            (memory(24), false),
+            (memory(1 << 31), true),
+            (memory(1 << 32), false),
+            (wide(1 << 40), true),
+            (wide(1 << 52), false),
+        ] {
+            assert_eq!(bar.is_valid(), valid, "{bar:x?}");
+        }
+    }
+
+    #[test]
+    fn nothing_decodes_at_0_nor_while_its_size_is_asked() {
+        let io = Bar::Io { size: 32 };
+        let memory = Bar::Memory32 { size: 4096, prefetchable: false };
+        let wide = Bar::Memory64 { size: 4096, prefetchable: true };
+        for (bar, value, address) in [
+            (io, 0x1001, Some(0x1000)),
+            (io, 0x0001, None),
+            (io, 0xFFFF_FFE1, None),
+            (io, 0x1_0001, None),
+            (memory, 0xD000_0000, Some(0xD000_0000)),
+            (memory, 0x0, None),
+            (memory, 0xFFFF_F000, None),
+            (wide, 0x1_0000_000C, Some(0x1_0000_0000)),
+            (wide, 0xFFFF_F00C, None),
+            (wide, 0xFFFF_FFFF_0000_000C, None),
+        ] {
+            assert_eq!(bar.address(value), address, "{bar:?} {value:#x}");
+        }
+    }
+}

@@ -495,3 +495,331 @@ impl Snapshot for PciBusRegisters {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
+    use std::time::Duration;
+
+    use board::accel::Space;
+    use board::{AccelError, Clock, EventLoop, IrqLine};
+
+    use super::super::super::chip::reset::ResetPort;
+    use super::super::super::chip::testing::{Random, Requests};
+    use super::super::i440fx::HostBridge;
+    use super::super::router::Outputs;
+    use super::super::testdev::TestDevice;
+    use super::super::testing;
+    use super::*;
+
+    /// Doorbells that are written down.
+    #[derive(Default)]
+    struct Bells(Mutex<Vec<(Space, u64, RawFd)>>);
+
+    impl Doorbells for Bells {
+        fn add(&self, bell: Doorbell, eventfd: BorrowedFd<'_>) -> Result<(), AccelError> {
+            self.0.lock().unwrap().push((bell.space, bell.address, eventfd.as_raw_fd()));
+            Ok(())
+        }
+        fn remove(&self, bell: Doorbell, eventfd: BorrowedFd<'_>) -> Result<(), AccelError> {
+            let gone = (bell.space, bell.address, eventfd.as_raw_fd());
+            self.0.lock().unwrap().retain(|bell| *bell != gone);
+            Ok(())
+        }
+    }
+
+    impl Bells {
+        fn addresses(&self) -> Vec<u64> {
+            self.0.lock().unwrap().iter().map(|(_, address, _)| *address).collect()
+        }
+    }
+
+    struct Fixture {
+        pio: Arc<Bus>,
+        mmio: Arc<Bus>,
+        bus: Arc<PciBus>,
+        bells: Arc<Bells>,
+        requests: Arc<Requests>,
+        events: EventLoop,
+    }
+
+    const ECAM: u64 = 0xE000_0000;
+    const CARD: Devfn = Devfn::new(3, 0);
+
+    impl Fixture {
+        fn new() -> Self {
+            let events = EventLoop::new(Clock::stopped()).unwrap();
+            let (pio, mmio) = (Arc::new(Bus::new()), Arc::new(Bus::new()));
+            let (bells, requests) = (Arc::new(Bells::default()), Arc::new(Requests::default()));
+            let gsis = [0; 4].map(|_| IrqLine::unconnected());
+            let router = Router::new(Outputs { gsis, isa: Vec::new() });
+            let system = requests.clone();
+            let reset = Slot::plug("reset", &events.handle(), |_| ResetPort::new(system));
+            let reset = (reset, Region(0));
+            let bus = PciBus::new(pio.clone(), mmio.clone(), bells.clone(), router, reset);
+            pio.map_bridge(PORTS, bus.clone(), PciBus::CONFIG_PORTS, Width::Dword).unwrap();
+            let ecam = ECAM..=ECAM + ECAM_BUS_SIZE - 1;
+            mmio.map_bridge(ecam, bus.clone(), PciBus::ECAM, Width::Qword).unwrap();
+            let host =
+                Slot::plug("host", &events.handle(), |_| HostBridge::new(testing::lines().0));
+            bus.plug(Devfn::new(0, 0), &host).unwrap();
+            Self { pio, mmio, bus, bells, requests, events }
+        }
+
+        fn card(&self, devfn: Devfn) -> Arc<Slot> {
+            let slot = Slot::plug("card", &self.events.handle(), |attach| {
+                TestDevice::new(attach, testing::lines().0, 4096)
+            });
+            self.bus.plug(devfn, &slot).unwrap();
+            slot
+        }
+
+        fn config(&self, devfn: Devfn, offset: u16) -> u32 {
+            let address = 0x8000_0000 | u32::from(devfn.byte()) << 8 | u32::from(offset);
+            self.pio.write(0xCF8, &address.to_le_bytes());
+            number(|data| self.pio.read(0xCFC, data))
+        }
+
+        fn set_config(&self, devfn: Devfn, offset: u16, value: u32) {
+            let at = ECAM + u64::from(devfn.byte()) * 4096 + u64::from(offset);
+            self.mmio.write(at, &value.to_le_bytes());
+        }
+
+        fn identity_at(&self, address: u64) -> u32 {
+            number(|data| self.mmio.read(address, data))
+        }
+    }
+
+    fn number(read: impl FnOnce(&mut [u8])) -> u32 {
+        let mut data = [0; 4];
+        read(&mut data);
+        u32::from_le_bytes(data)
+    }
+
+    const MAGIC: u32 = 0x5453_4554;
+
+    #[test]
+    fn functions_are_found_by_ports_and_by_ecam() {
+        let f = Fixture::new();
+        f.card(CARD);
+        assert_eq!(f.config(Devfn::new(0, 0), 0), 0x1237_8086);
+        assert_eq!(f.config(CARD, 0), 0x0005_1B36);
+        assert_eq!(f.config(Devfn::new(3, 1), 0), 0xFFFF_FFFF);
+        assert_eq!(f.config(Devfn::new(4, 0), 0), 0xFFFF_FFFF);
+        // Another bus, and with the enable bit off.
+        for address in [0x8001_1800_u32, 0x0000_1800] {
+            f.pio.write(0xCF8, &address.to_le_bytes());
+            assert_eq!(number(|data| f.pio.read(0xCFC, data)), 0xFFFF_FFFF);
+            f.pio.write(0xCFC, &[0; 4]);
+        }
+        assert_eq!(number(|data| f.pio.read(0xCF8, data)), 0x0000_1800);
+        let mut wide = [0; 8];
+        f.mmio.read(ECAM + 0x1_8000, &mut wide);
+        assert_eq!(wide, [0x36, 0x1B, 5, 0, 0, 0, 0x10, 0]);
+        let mut across = [0; 4];
+        f.mmio.read(ECAM + 0x1_8002, &mut across);
+        assert_eq!(across, [5, 0, 0, 0]);
+        f.mmio.read(ECAM + 0x1_8100, &mut across);
+        assert_eq!(across, [0xFF; 4], "no extended space");
+        // Bytes and words of the data port.
+        f.pio.write(0xCF8, &0x8000_1800_u32.to_le_bytes());
+        let mut word = [0; 2];
+        f.pio.read(0xCFE, &mut word);
+        assert_eq!(word, [5, 0]);
+    }
+
+    #[test]
+    fn port_cf9_resets_and_a_dword_over_it_does_not() {
+        let f = Fixture::new();
+        f.pio.write(0xCF8, &[0x06, 0x06, 0x06, 0x80]);
+        assert_eq!(f.requests.take(), []);
+        f.pio.write(0xCF9, &[0x06]);
+        assert_eq!(f.requests.take(), [board::SystemRequest::Reset]);
+        assert_eq!(number(|data| f.pio.read(0xCF8, data)), 0x8006_0604);
+    }
+
+    #[test]
+    fn a_bar_answers_where_the_guest_puts_it() {
+        let f = Fixture::new();
+        f.card(CARD);
+        f.set_config(CARD, 0x10, 0xD000_0000);
+        assert_eq!(f.identity_at(0xD000_0000), 0xFFFF_FFFF, "decoding is off");
+        f.set_config(CARD, 0x04, 2);
+        assert_eq!((f.identity_at(0xD000_0000), f.bells.addresses()), (MAGIC, vec![0xD000_0010]));
+        f.set_config(CARD, 0x10, 0xD123_4000);
+        assert_eq!(f.identity_at(0xD000_0000), 0xFFFF_FFFF);
+        assert_eq!((f.identity_at(0xD123_4000), f.bells.addresses()), (MAGIC, vec![0xD123_4010]));
+        f.set_config(CARD, 0x14, 0x1000);
+        f.set_config(CARD, 0x04, 3);
+        assert_eq!(number(|data| f.pio.read(0x1000, data)), MAGIC);
+        // A 64-bit one, half by half.
+        f.set_config(CARD, 0x1C, 8);
+        f.mmio.write(8 << 32, &[1, 2, 3, 4]);
+        assert_eq!(f.identity_at((8 << 32) + 0x1000), 0xFFFF_FFFF);
+        assert_eq!(f.identity_at(8 << 32), 0x0403_0201);
+        f.set_config(CARD, 0x04, 0);
+        assert_eq!((f.mmio.mappings().len(), f.bells.addresses()), (1, vec![]));
+    }
+
+    #[test]
+    fn what_collides_is_mapped_once_the_other_moves() {
+        let f = Fixture::new();
+        f.card(CARD);
+        f.card(Devfn::new(4, 0));
+        for device in [3, 4] {
+            f.set_config(Devfn::new(device, 0), 0x10, 0xD000_0000);
+            f.set_config(Devfn::new(device, 0), 0x04, 2);
+        }
+        f.mmio.write(0xD000_0004, &7_u32.to_le_bytes());
+        f.set_config(CARD, 0x10, ECAM as u32);
+        assert_eq!(f.config(CARD, 0), 0x0005_1B36, "configuration space is not covered");
+        assert_eq!(f.identity_at(0xD000_0004), 0xFFFF_FFFF, "the other one's register");
+        assert_eq!(f.identity_at(0xD000_0000), MAGIC);
+    }
+
+    #[test]
+    fn a_place_is_taken_once_and_free_after_the_device_is_gone() {
+        let f = Fixture::new();
+        let slot = f.card(CARD);
+        let error = f.bus.plug(CARD, &slot).unwrap_err();
+        assert_eq!(error, PlugError::Taken(3, 0, "card".into()));
+        let plain = f.bus.reset_port.0.clone();
+        assert_eq!(f.bus.plug(Devfn::new(9, 0), &plain), Err(PlugError::NotPci("reset".into())));
+        f.set_config(CARD, 0x10, 0xD000_0000);
+        f.set_config(CARD, 0x04, 2);
+        assert_eq!(f.bus.unplug(3).len(), 1);
+        assert_eq!(f.config(CARD, 0), 0xFFFF_FFFF);
+        assert_eq!((f.identity_at(0xD000_0000), f.bells.addresses()), (0xFFFF_FFFF, vec![]));
+        f.set_config(CARD, 0x04, 2);
+        f.card(CARD);
+        assert_eq!(f.config(CARD, 0x04), 0x0010_0000);
+        for device in 2..32 {
+            let free = f.bus.free_device().unwrap();
+            if device == 3 {
+                assert_eq!(free, Devfn::new(4, 0));
+                continue;
+            }
+            assert_eq!(free, Devfn::new(device, 0));
+            f.card(free);
+        }
+        assert_eq!(f.bus.free_device(), Err(PlugError::Full));
+    }
+
+    #[test]
+    fn an_ejected_device_asserts_nothing_any_more() {
+        let f = Fixture::new();
+        let (line, probe) = IrqLine::probe();
+        let gsis = [0, 1, 2].map(|_| IrqLine::unconnected());
+        let [a, b, c] = gsis;
+        let router = Router::new(Outputs { gsis: [a, b, c, line], isa: Vec::new() });
+        let reset = f.bus.reset_port.clone();
+        let (pio, mmio) = (f.pio.clone(), f.mmio.clone());
+        let bus = PciBus::new(pio, mmio, f.bells.clone(), router, reset);
+        let intx = bus.router().line(CARD, Pin::A);
+        let lines = super::super::function::PciLines { intx, ..testing::lines().0 };
+        let slot =
+            Slot::plug("card", &f.events.handle(), |attach| TestDevice::new(attach, lines, 4096));
+        bus.plug(CARD, &slot).unwrap();
+        slot.lock().write(Region(0), 8, &1_u32.to_le_bytes());
+        assert!(probe.level());
+        bus.unplug(3);
+        assert!(!probe.level());
+    }
+
+    #[test]
+    fn firmware_puts_bars_side_by_side_and_leaves_them_off() {
+        let f = Fixture::new();
+        for device in 2..6 {
+            f.card(Devfn::new(device, 0));
+        }
+        let apertures = Apertures {
+            io: (0x1000, 0x105F),
+            low: (0xD000_0000, 0xD00F_FFFF),
+            high: (1 << 32, 2 << 32),
+        };
+        f.bus.assign(&apertures, [10, 10, 11, 11]);
+        assert!(f.bus.functions().iter().all(|f| f.bars.iter().all(|bar| bar.address.is_none())));
+        assert_eq!(f.config(Devfn::new(2, 0), 0x3C), 0x0000_010B);
+        assert_eq!(f.config(Devfn::new(5, 0), 0x3C), 0x0000_010A);
+        for device in 2..6 {
+            f.set_config(Devfn::new(device, 0), 4, 3);
+        }
+        // Four of each: all three memory BARs, and three of the port BARs, for which there is room.
+        assert_eq!((f.mmio.mappings().len(), f.pio.mappings().len()), (13, 4));
+        let first = f.mmio.mappings()[0].start;
+        assert_eq!(first, 0xD000_0000);
+    }
+
+    #[test]
+    fn a_reset_takes_the_bars_out_and_a_restore_brings_them_back() {
+        let f = Fixture::new();
+        let slot = f.card(CARD);
+        f.set_config(CARD, 0x10, 0xD000_0000);
+        f.set_config(CARD, 0x04, 2);
+        let saved = slot.lock().snapshot().unwrap().save_value();
+        slot.lock().reset();
+        f.bus.synchronize();
+        assert_eq!(f.identity_at(0xD000_0000), 0xFFFF_FFFF);
+        slot.lock().snapshot().unwrap().restore_value(1, saved.clone()).unwrap();
+        f.bus.synchronize();
+        assert_eq!(f.identity_at(0xD000_0000), MAGIC);
+        assert_eq!(slot.lock().snapshot().unwrap().save_value(), saved);
+
+        let mut registers = PciBusRegisters::new(f.bus.clone());
+        f.pio.write(0xCF8, &0x8000_1810_u32.to_le_bytes());
+        let state = registers.save();
+        registers.reset();
+        assert_eq!(number(|data| f.pio.read(0xCF8, data)), 0);
+        registers.restore(state.clone()).unwrap();
+        assert_eq!(number(|data| f.pio.read(0xCF8, data)), 0x8000_1810);
+        let damaged = PciBusV1 { address: 1, ..state };
+        assert!(registers.restore(damaged).is_err());
+    }
+
+    #[test]
+    fn a_doorbell_arrives_by_its_eventfd_and_by_a_write() {
+        let mut f = Fixture::new();
+        let slot = f.card(CARD);
+        f.set_config(CARD, 0x10, 0xD000_0000);
+        f.set_config(CARD, 0x04, 2);
+        f.mmio.write(0xD000_0010, &[0; 4]);
+        let bell = slot.lock().pci().unwrap().doorbells().pop().unwrap();
+        rustix::io::write(&*bell.eventfd, &2_u64.to_ne_bytes()).unwrap();
+        while f.identity_at(0xD000_0010) != 3 {
+            f.events.turn(Some(Duration::from_millis(10))).unwrap();
+        }
+    }
+
+    #[test]
+    fn any_accesses_keep_the_map_in_step_with_the_bars() {
+        let f = Fixture::new();
+        let cards = [2, 3, 4].map(|device| f.card(Devfn::new(device, 0)));
+        let mut random = Random::new(9);
+        for round in 0..30_000 {
+            let devfn = Devfn::from_byte(random.below(48) as u8);
+            let at = random.below(0x60) as u16;
+            let value = match random.below(3) {
+                0 => random.next() as u32,
+                1 => 0xD000_0000 | (random.below(4) << 12) as u32,
+                _ => random.below(8) as u32,
+            };
+            match random.below(5) {
+                0 => drop(f.config(devfn, at)),
+                1 => f.bus.config_write(devfn, at, &value.to_le_bytes()),
+                2 => f.mmio.write(0xD000_0000 + random.below(0x4000), &value.to_le_bytes()),
+                _ => f.set_config(devfn, at & !3, value),
+            }
+            if round % 100 == 0 {
+                // Each mapped range is one that a BAR decodes at the moment.
+                let mapped = f.mmio.mappings().len() + f.pio.mappings().len() - 2;
+                let bars = cards.iter().flat_map(|card| card.lock().pci().unwrap().bars());
+                let decoded: Vec<_> = bars.filter_map(|bar| bar.address).collect();
+                assert!(mapped <= decoded.len());
+                for mapping in f.mmio.mappings().into_iter().chain(f.pio.mappings()) {
+                    let bridge = matches!(mapping.target, board::bus::Target::Bridge(_));
+                    assert!(bridge || decoded.contains(&mapping.start), "{:#x}", mapping.start);
+                }
+            }
+        }
+    }
+}

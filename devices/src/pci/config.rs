@@ -324,3 +324,153 @@ impl ConfigSpace {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use board::pci::BarKind;
+
+    use super::super::super::chip::testing::Random;
+    use super::*;
+
+    const IDENTITY: Identity = Identity {
+        vendor: 0x1234,
+        device: 0x5678,
+        revision: 9,
+        class: 0x02_0304,
+        subsystem_vendor: 0xABCD,
+        subsystem: 0xEF01,
+        pin: Some(Pin::B),
+    };
+
+    fn space() -> ConfigSpace {
+        let mut space = ConfigSpace::new(&IDENTITY);
+        space.add_bar(0, Bar::Memory32 { size: 8192, prefetchable: true });
+        space.add_bar(1, Bar::Io { size: 64 });
+        space.add_bar(2, Bar::Memory64 { size: 1 << 33, prefetchable: false });
+        space
+    }
+
+    fn read(space: &ConfigSpace, offset: u16) -> u32 {
+        let mut data = [0; 4];
+        space.read(offset, &mut data);
+        u32::from_le_bytes(data)
+    }
+
+    fn write(space: &mut ConfigSpace, offset: u16, value: u32) -> Touched {
+        space.write(offset, &value.to_le_bytes())
+    }
+
+    #[test]
+    fn the_header_says_what_it_is_and_cannot_be_changed() {
+        let mut space = space();
+        let header = [(0x00, 0x5678_1234), (0x08, 0x0203_0409), (0x2C, 0xEF01_ABCD)];
+        for (offset, value) in header {
+            write(&mut space, offset, !value);
+            assert_eq!(read(&space, offset), value);
+        }
+        write(&mut space, 0x3C, 0xFFFF_FFFF);
+        assert_eq!(read(&space, 0x3C), 0x0000_02FF, "the line can be written, the pin cannot");
+        assert_eq!(read(&space, 0x100), 0xFFFF_FFFF, "there is no extended space");
+        write(&mut space, 0xFFC, 0);
+    }
+
+    #[test]
+    fn a_bar_tells_its_size_and_its_kind() {
+        let mut space = space();
+        for at in (0x10..0x28).step_by(4) {
+            write(&mut space, at, 0xFFFF_FFFF);
+        }
+        let sizes: Vec<_> = (0x10..0x28).step_by(4).map(|at| read(&space, at)).collect();
+        assert_eq!(sizes, [0xFFFF_E008, 0xFFFF_FFC1, 0x0000_0004, 0xFFFF_FFFE, 0, 0]);
+    }
+
+    #[test]
+    fn a_bar_decodes_while_the_command_register_lets_it() {
+        let mut space = space();
+        write(&mut space, 0x10, 0xD000_1FFF);
+        write(&mut space, 0x14, 0x0000_C0FF);
+        write(&mut space, 0x1C, 0x0000_0002);
+        let addresses =
+            |space: &ConfigSpace| space.bars().iter().map(|bar| bar.address).collect::<Vec<_>>();
+        assert_eq!(addresses(&space), [None; 3]);
+        assert_eq!(write(&mut space, 0x04, 1), Touched { command: true, decode: true });
+        assert_eq!(addresses(&space), [None, Some(0xC0C0), None]);
+        write(&mut space, 0x04, 3);
+        assert_eq!(addresses(&space), [Some(0xD000_0000), Some(0xC0C0), Some(2 << 32)]);
+        assert_eq!(space.write(0x13, &[0xE0]), Touched { command: false, decode: true });
+        assert_eq!(addresses(&space)[0], Some(0xE000_0000), "a byte moves it");
+        let kind = BarKind::Memory { wide: true, prefetchable: false };
+        let info = BarInfo { number: 2, kind, size: 1 << 33, address: Some(2 << 32) };
+        assert_eq!(space.bars()[2], info);
+        assert_eq!(write(&mut space, 0x40, 0), Touched { command: false, decode: false });
+    }
+
+    #[test]
+    fn command_bits_that_are_not_there_read_0_and_errors_are_cleared_by_1() {
+        let mut space = space();
+        write(&mut space, 0x04, 0x0000_FFFF);
+        assert_eq!(read(&space, 0x04), 0x0000_0547);
+        space.set_interrupt_status(true);
+        space.bytes[7] = 0xF9;
+        write(&mut space, 0x04, 0x0108_0000);
+        assert_eq!(read(&space, 0x04), 0xF808_0000, "Interrupt Status is read-only");
+        write(&mut space, 0x04, 0xFFFF_0000);
+        assert_eq!(read(&space, 0x04), 0x0008_0000);
+    }
+
+    #[test]
+    fn capabilities_form_a_list() {
+        let mut space = space();
+        assert_eq!(read(&space, 0x34), 0);
+        let first = space.add_capability(0x09, &[1, 2, 3], &[0, 0xF0, 0]);
+        let second = space.add_capability(0x11, &[0; 10], &[]);
+        assert_eq!((first, second), (0x40, 0x48));
+        assert_eq!((space.word(offset::STATUS), read(&space, 0x34)), (0x10, 0x40));
+        write(&mut space, 0x40, 0);
+        assert_eq!(read(&space, 0x40), 0x0201_4809 & !0xFF00_0000 | 0x0201_0000 & 0xFF00_0000);
+        space.write(0x43, &[0xFF]);
+        assert_eq!(space.bytes[0x43], 0xF2);
+        assert_eq!(read(&space, 0x48) & 0xFFFF, 0x0011);
+        space.reset();
+        assert_eq!((space.bytes[0x43], space.word(offset::STATUS)), (2, 0x10));
+    }
+
+    #[test]
+    fn a_state_of_another_function_is_refused() {
+        let mut space = space();
+        write(&mut space, 0x10, 0xD000_0000);
+        write(&mut space, 0x04, 7);
+        let saved = *space.bytes();
+        let mut copy = super::tests::space();
+        copy.restore("test", &saved).unwrap();
+        assert_eq!(copy.bytes(), space.bytes());
+        for (at, bit) in [(0, 1), (0x10, 1), (0x11, 1), (0x3D, 1), (0x80, 0x80), (0x05, 8)] {
+            let mut damaged = saved;
+            damaged[at] ^= bit;
+            assert!(copy.restore("test", &damaged).is_err(), "{at:#x}");
+        }
+        assert!(copy.restore("test", &saved[1..]).is_err());
+        assert_eq!(copy.bytes(), space.bytes());
+    }
+
+    #[test]
+    fn whatever_is_written_read_only_bits_stay_and_a_state_can_be_restored() {
+        let mut random = Random::new(4);
+        let mut space = space();
+        space.add_capability(0x09, &[7; 14], &[0x5A; 14]);
+        for _ in 0..20_000 {
+            let offset = random.below(0x110) as u16;
+            let data = random.next().to_le_bytes();
+            let len = 1 + random.below(4) as usize;
+            let _ = space.write(offset, &data[..len]);
+            space.read(offset, &mut [0; 4][..len]);
+            for bar in space.bars() {
+                assert!(bar.address.is_none_or(|at| at.is_multiple_of(bar.size)));
+            }
+            let mut copy = super::tests::space();
+            copy.add_capability(0x09, &[7; 14], &[0x5A; 14]);
+            copy.restore("test", space.bytes()).unwrap();
+        }
+        assert_eq!(read(&space, 0), 0x5678_1234);
+    }
+}

@@ -264,3 +264,123 @@ fn part(from: u16, len: usize, at: u16, data: &[u8]) -> Option<(usize, &[u8])> {
     let (first, last) = (from.max(at), (from + len).min(at + data.len()));
     (first < last).then(|| (first - from, &data[first - at..last - at]))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::super::chip::testing::Random;
+    use super::super::testing;
+    use super::*;
+
+    const IDENTITY: Identity = Identity {
+        vendor: 1,
+        device: 2,
+        revision: 0,
+        class: 0xFF_0000,
+        subsystem_vendor: 3,
+        subsystem: 4,
+        pin: Some(board::pci::Pin::A),
+    };
+
+    /// MSI at 0x40, MSI-X at 0x58.
+    fn function(lines: PciLines) -> PciConfig {
+        let mut config = PciConfig::new(&IDENTITY, lines);
+        config.add_bar(0, Bar::Memory32 { size: 4096, prefetchable: false });
+        config.add_msi(2);
+        config.add_msix(4, Layout { bar: 0, table: 0x800, pba: 0xC00 });
+        config
+    }
+
+    fn word(config: &PciConfig, at: u16) -> u16 {
+        let mut data = [0; 2];
+        config.read(at, &mut data);
+        u16::from_le_bytes(data)
+    }
+
+    fn set_word(config: &mut PciConfig, at: u16, value: u16) {
+        let _ = config.write(at, &value.to_le_bytes());
+    }
+
+    #[test]
+    fn the_pin_follows_its_status_unless_disabled_or_replaced_by_messages() {
+        let (lines, _, pin) = testing::lines();
+        let mut config = function(lines);
+        config.set_intx(true);
+        assert_eq!((pin.level(), word(&config, 0x06)), (true, 0x18));
+        set_word(&mut config, 0x04, 1 << 10);
+        assert_eq!((pin.level(), word(&config, 0x06)), (false, 0x18));
+        set_word(&mut config, 0x04, 0);
+        assert!(pin.level());
+        set_word(&mut config, 0x42, 1);
+        assert!(!pin.level(), "MSI is on");
+        set_word(&mut config, 0x42, 0);
+        assert!(pin.level());
+        set_word(&mut config, 0x5A, 0x8000);
+        assert!(!pin.level(), "MSI-X is on");
+        set_word(&mut config, 0x5A, 0);
+        config.set_intx(false);
+        assert_eq!((pin.level(), word(&config, 0x06)), (false, 0x10));
+        config.set_intx(true);
+        config.reset();
+        assert_eq!((pin.level(), word(&config, 0x06)), (false, 0x10));
+    }
+
+    #[test]
+    fn capabilities_are_what_their_chips_say() {
+        let (lines, sink, _) = testing::lines();
+        let mut config = function(lines);
+        assert_eq!((word(&config, 0x34), word(&config, 0x40)), (0x40, 0x5805));
+        assert_eq!((word(&config, 0x42), word(&config, 0x58)), (0x0182, 0x0011));
+        set_word(&mut config, 0x5A, 0xFFFF);
+        assert_eq!(word(&config, 0x5A), 0xC003, "four vectors");
+        assert_eq!((word(&config, 0x5C), word(&config, 0x60)), (0x0800, 0x0C00));
+        // A byte of the control word alone.
+        let _ = config.write(0x5B, &[0x80]);
+        assert_eq!(word(&config, 0x5A), 0x8003);
+        let chip = config.msix().unwrap().clone();
+        chip.write(0x800, &0xFEE0_0000_u64.to_le_bytes());
+        chip.write(0x808, &0x55_u64.to_le_bytes());
+        chip.vector(0).notify();
+        assert_eq!(sink.take(), [], "no bus master");
+        set_word(&mut config, 0x04, 4);
+        assert_eq!(sink.take(), [(0xFEE0_0000, 0x55)]);
+    }
+
+    #[test]
+    fn only_a_change_of_what_bars_decode_has_effects() {
+        let (lines, ..) = testing::lines();
+        let mut config = function(lines);
+        assert_eq!(config.write(0x10, &0xD000_0000_u32.to_le_bytes()), Effects::None);
+        let Effects::Windows(windows) = config.write(0x04, &[2]) else { panic!("it decodes") };
+        let window = Window { space: Space::Mmio, start: 0xD000_0000, size: 4096 };
+        assert_eq!(windows, [Some(window), None, None, None, None, None, None]);
+        assert_eq!(config.write(0x04, &[6]), Effects::None);
+        assert_eq!(config.write(0x10, &0xD000_0FFF_u32.to_le_bytes()), Effects::None);
+        assert!(matches!(config.write(0x13, &[0xE0]), Effects::Windows(_)));
+    }
+
+    #[test]
+    fn any_accesses_leave_a_state_that_can_be_restored_without_an_interrupt() {
+        let (lines, ..) = testing::lines();
+        let mut config = function(lines);
+        let mut random = Random::new(21);
+        for _ in 0..3_000 {
+            let data = random.next().to_le_bytes();
+            let len = 1 << random.below(3);
+            match random.below(6) {
+                0 => config.set_intx(random.below(2) == 0),
+                1 => config.msix().unwrap().vector(random.below(5) as u16).notify(),
+                2 => config.msi().unwrap().notify(random.byte()),
+                3 => drop(config.msix().unwrap().write(0x800 + random.below(0x40), &data)),
+                _ => drop(config.write(random.below(0x70) as u16, &data[..len])),
+            }
+            let saved = config.save();
+            let (lines, sink, pin) = testing::lines();
+            let mut copy = function(lines);
+            copy.restore("test", saved.clone()).unwrap();
+            assert_eq!((copy.save(), sink.take(), pin.level()), (saved, vec![], false));
+        }
+        let (lines, ..) = testing::lines();
+        let mut other = PciConfig::new(&IDENTITY, lines);
+        assert!(other.restore("test", config.save()).is_err());
+    }
+}

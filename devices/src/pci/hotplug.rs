@@ -134,3 +134,82 @@ impl Snapshot for PciHotplug {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::super::chip::testing::{Bench, Random, Requests};
+    use super::*;
+
+    fn bench() -> (Bench, Arc<Requests>) {
+        let requests = Arc::new(Requests::default());
+        let system = requests.clone();
+        (Bench::plug(|_| PciHotplug::new(system)), requests)
+    }
+
+    fn register(bench: &Bench, offset: u64) -> u32 {
+        let mut data = [0; 4];
+        bench.slot.lock().read(PciHotplug::REGISTERS, offset, &mut data);
+        u32::from_le_bytes(data)
+    }
+
+    fn event(bench: &Bench, tag: Tag) {
+        bench.slot.lock().event(tag, bench.clock.now());
+    }
+
+    #[test]
+    fn a_new_device_is_read_once() {
+        let (bench, _) = bench();
+        event(&bench, PciHotplug::plugged(5));
+        event(&bench, PciHotplug::plugged(31));
+        assert_eq!(register(&bench, UP), 1 << 5 | 1 << 31);
+        assert_eq!((register(&bench, UP), register(&bench, DOWN)), (0, 0));
+        event(&bench, PciHotplug::plugged(2));
+        event(&bench, PciHotplug::plugged(9));
+        assert_eq!(bench.read(PciHotplug::REGISTERS, UP), 4, "a byte clears that byte");
+        assert_eq!(register(&bench, UP), 1 << 9);
+    }
+
+    #[test]
+    fn a_device_is_wanted_back_until_it_is_ejected() {
+        let (bench, requests) = bench();
+        event(&bench, PciHotplug::unplug_wanted(4));
+        event(&bench, PciHotplug::unplug_wanted(6));
+        assert_eq!((register(&bench, DOWN), register(&bench, DOWN)), (0x50, 0x50));
+        bench.slot.lock().write(PciHotplug::REGISTERS, EJECT, &0x10_u32.to_le_bytes());
+        assert_eq!(requests.take(), [SystemRequest::EjectPci { slots: 0x10 }]);
+        assert_eq!((register(&bench, DOWN), register(&bench, EJECT)), (0x40, 0));
+        // The chipset stays, and no slot is no request.
+        for slots in [0_u32, 3] {
+            bench.slot.lock().write(PciHotplug::REGISTERS, EJECT, &slots.to_le_bytes());
+        }
+        assert_eq!((requests.take(), register(&bench, REMOVABLE)), (vec![], 0xFFFF_FFFC));
+        bench.slot.lock().reset();
+        assert_eq!(register(&bench, DOWN), 0);
+    }
+
+    #[test]
+    fn any_accesses_leave_a_state_that_can_be_restored() {
+        let (bench, _) = bench();
+        let mut random = Random::new(6);
+        for _ in 0..2_000 {
+            let (offset, len) = (random.below(0x18), 1 << random.below(3));
+            match random.below(3) {
+                0 => event(&bench, Tag(random.below(64) as u32)),
+                1 => bench.slot.lock().read(PciHotplug::REGISTERS, offset, &mut [0; 4][..len]),
+                _ => {
+                    let data = random.next().to_le_bytes();
+                    bench.slot.lock().write(PciHotplug::REGISTERS, offset, &data[..len]);
+                }
+            }
+        }
+        event(&bench, PciHotplug::plugged(7));
+        let (other, _) = self::bench();
+        bench.copy_to(&other);
+        assert_eq!(register(&other, UP) >> 7 & 1, 1);
+        let mut device = other.slot.lock();
+        let snapshot = device.snapshot().unwrap();
+        let mut state = snapshot.save_value();
+        state["down"] = 1.into();
+        assert!(snapshot.restore_value(1, state).is_err());
+    }
+}

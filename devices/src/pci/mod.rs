@@ -11,3 +11,5 @@ pub mod msix;
 pub mod piix;
 pub mod router;
 pub mod testdev;
+#[cfg(test)]
+mod testing;

@@ -211,3 +211,99 @@ impl MsiV1 {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::super::chip::testing::Random;
+    use super::super::testing::Sink;
+    use super::*;
+
+    fn enabled(vectors: u8, control: u16) -> (Arc<Msi>, Arc<Sink>) {
+        let sink = Arc::new(Sink::default());
+        let chip = Msi::new(vectors, sink.clone());
+        chip.write(ADDRESS, &0xFEE0_1000_u64.to_le_bytes());
+        chip.write(DATA, &0x4567_u16.to_le_bytes());
+        chip.write(CONTROL, &(control | ENABLE).to_le_bytes());
+        chip.set_bus_master(true);
+        (chip, sink)
+    }
+
+    #[test]
+    fn the_vector_is_in_the_low_bits_of_the_data() {
+        let (chip, sink) = enabled(8, 2 << ENABLED_SHIFT);
+        chip.notify(0);
+        chip.notify(3);
+        chip.notify(6);
+        assert_eq!(
+            sink.take(),
+            [(0xFEE0_1000, 0x4564), (0xFEE0_1000, 0x4567), (0xFEE0_1000, 0x4566)],
+            "of eight vectors the guest has enabled four"
+        );
+    }
+
+    #[test]
+    fn a_masked_vector_is_pending_and_sent_once_when_the_mask_goes() {
+        let (chip, sink) = enabled(4, 2 << ENABLED_SHIFT);
+        chip.write(MASK, &[0b0110]);
+        for vector in [1, 1, 2, 3] {
+            chip.notify(vector);
+        }
+        assert_eq!((sink.take(), chip.body()[PENDING]), (vec![(0xFEE0_1000, 0x4567)], 0b0110));
+        chip.write(PENDING, &[0]);
+        chip.write(MASK, &[0b0100]);
+        assert_eq!((sink.take(), chip.body()[PENDING]), (vec![(0xFEE0_1000, 0x4565)], 0b0100));
+        chip.write(CONTROL, &[0]);
+        chip.write(MASK, &[0]);
+        assert_eq!((sink.take(), chip.body()[PENDING]), (vec![], 0), "off, it forgets");
+    }
+
+    #[test]
+    fn without_bus_mastering_messages_wait() {
+        let (chip, sink) = enabled(1, 0);
+        chip.set_bus_master(false);
+        chip.notify(0);
+        assert_eq!(sink.take(), []);
+        chip.set_bus_master(true);
+        assert_eq!(sink.take(), [(0xFEE0_1000, 0x4567)]);
+    }
+
+    #[test]
+    fn a_guest_cannot_enable_more_than_there_is() {
+        let (chip, sink) = enabled(2, 7 << ENABLED_SHIFT);
+        let control = u16::from_le_bytes([chip.body()[0], chip.body()[1]]);
+        assert_eq!(control, 0x0193, "two capable, two enabled, 64 bits, maskable");
+        chip.notify(31);
+        assert_eq!(sink.take(), [(0xFEE0_1000, 0x4567)]);
+        chip.reset();
+        chip.notify(0);
+        assert_eq!((sink.take(), chip.enabled()), (vec![], false));
+    }
+
+    #[test]
+    fn any_accesses_leave_a_state_that_can_be_restored() {
+        let mut random = Random::new(7);
+        for vectors in [1, 4, 32] {
+            let (chip, sink) = enabled(vectors, 0);
+            for _ in 0..5_000 {
+                match random.below(5) {
+                    0 => chip.notify(random.byte()),
+                    1 => chip.set_bus_master(random.below(2) == 0),
+                    _ => {
+                        let len = 1 << random.below(3);
+                        let data = random.next().to_le_bytes();
+                        chip.write(random.below(BODY as u64) as usize, &data[..len]);
+                    }
+                }
+                let saved = chip.save();
+                chip.check("test", &saved).unwrap();
+                let copy = Msi::new(vectors, Arc::new(Sink::default()));
+                copy.restore(saved.clone(), true);
+                assert_eq!(copy.save(), saved);
+            }
+            sink.take();
+            let mut saved = chip.save();
+            saved.control ^= WIDE;
+            assert!(chip.check("test", &saved).is_err());
+        }
+    }
+}

@@ -427,3 +427,231 @@ impl fmt::Debug for MsixVector {
         write!(f, "MsixVector({})", self.index)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicU32, Ordering};
+
+    use board::Vcpu;
+    use board::accel::{ClockState, Irqchip, Irqfds};
+    use board::memory::MemoryMap;
+    use board::vcpu::Cpuid;
+    use rustix::event::{EventfdFlags, eventfd};
+    use std::os::fd::{AsRawFd, BorrowedFd};
+
+    use super::super::super::chip::testing::Random;
+    use super::super::testing::Sink;
+    use super::*;
+
+    const PBA: u64 = 0x800;
+
+    fn chip(vectors: u16) -> (Arc<Msix>, Arc<Sink>) {
+        let sink = Arc::new(Sink::default());
+        let chip = Msix::new(vectors, Layout { bar: 1, table: 0, pba: PBA }, sink.clone());
+        chip.set_bus_master(true);
+        (chip, sink)
+    }
+
+    fn set(chip: &Msix, index: u64, address: u64, data: u32, masked: bool) {
+        assert!(chip.write(index * 16, &address.to_le_bytes()));
+        chip.write(index * 16 + 8, &data.to_le_bytes());
+        chip.write(index * 16 + 12, &u32::from(masked).to_le_bytes());
+    }
+
+    fn pending(chip: &Msix) -> u64 {
+        let mut word = [0; 8];
+        assert!(chip.read(PBA, &mut word));
+        u64::from_le_bytes(word)
+    }
+
+    #[test]
+    fn vectors_are_masked_after_reset_and_pend() {
+        let (chip, sink) = chip(3);
+        chip.vector(0).notify();
+        assert_eq!(pending(&chip), 0, "MSI-X is off");
+        chip.set_control(ENABLE);
+        chip.vector(0).notify();
+        chip.vector(2).notify();
+        chip.vector(3).notify();
+        assert_eq!((pending(&chip), sink.take()), (0b101, vec![]));
+        set(&chip, 2, 0xFEE0_2000, 0x33, false);
+        assert_eq!((pending(&chip), sink.take()), (0b001, vec![(0xFEE0_2000, 0x33)]));
+        chip.write(PBA, &[0xFF]);
+        assert_eq!(pending(&chip), 0b001, "the pending bits are read-only");
+        chip.vector(2).notify();
+        assert_eq!(sink.take(), [(0xFEE0_2000, 0x33)]);
+        chip.set_control(0);
+        assert_eq!((pending(&chip), chip.enabled()), (0, false));
+    }
+
+    #[test]
+    fn the_function_mask_holds_all_vectors_back() {
+        let (chip, sink) = chip(2);
+        set(&chip, 0, 0xFEE0_0000, 1, false);
+        set(&chip, 1, 0xFEE0_0000, 2, true);
+        chip.set_control(ENABLE | FUNCTION_MASK);
+        for vector in [0, 0, 1] {
+            chip.vector(vector).notify();
+        }
+        assert_eq!((pending(&chip), sink.take()), (0b11, vec![]));
+        assert_eq!(chip.control(), ENABLE | FUNCTION_MASK | 1);
+        chip.set_control(ENABLE);
+        assert_eq!((pending(&chip), sink.take()), (0b10, vec![(0xFEE0_0000, 1)]));
+        chip.set_bus_master(false);
+        chip.vector(0).notify();
+        assert_eq!(sink.take(), []);
+        chip.set_bus_master(true);
+        assert_eq!(sink.take(), [(0xFEE0_0000, 1)]);
+    }
+
+    #[test]
+    fn the_table_reads_as_it_was_written_but_for_reserved_bits() {
+        let (chip, _) = chip(2);
+        chip.write(16, &[0xFF; 16]);
+        let mut entry = [0; 16];
+        chip.read(16, &mut entry);
+        assert_eq!(
+            entry,
+            [0xFC, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 1, 0, 0, 0]
+        );
+        assert!(!chip.read(32, &mut entry), "behind the table");
+        assert!(!chip.write(PBA + 8, &[0]));
+        assert!(chip.write(24, &[0; 16]), "an access may end behind the table");
+        chip.reset();
+        chip.read(16, &mut entry);
+        assert_eq!(entry, [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0]);
+    }
+
+    #[test]
+    fn a_bar_of_its_own_has_room_for_all() {
+        for vectors in [1, 8, 65, 128, 2048] {
+            let (layout, size) = Layout::whole_bar(3, vectors);
+            assert!(size.is_power_of_two() && layout.pba.is_multiple_of(8));
+            assert!(layout.pba >= u64::from(vectors) * 16);
+            assert!(layout.pba + u64::from(vectors.div_ceil(64)) * 8 <= size);
+        }
+        assert_eq!(Layout::whole_bar(0, 8).1, 4096);
+    }
+
+    #[test]
+    fn any_accesses_leave_a_state_that_can_be_restored() {
+        let mut random = Random::new(11);
+        for vectors in [1, 64, 70] {
+            let (chip, _) = chip(vectors);
+            for _ in 0..3_000 {
+                match random.below(6) {
+                    0 => chip.vector(random.below(80) as u16).notify(),
+                    1 => chip.set_control(random.next() as u16),
+                    2 => chip.set_bus_master(random.below(4) > 0),
+                    3 => drop(chip.read(random.below(0x900), &mut [0; 8])),
+                    _ => {
+                        let len = 1 << random.below(4);
+                        let data = random.next().to_le_bytes();
+                        let _ = chip.write(random.below(0x900), &data[..len]);
+                    }
+                }
+            }
+            let saved = chip.save();
+            chip.check("test", &saved).unwrap();
+            let (copy, sink) = self::chip(vectors);
+            copy.restore(saved.clone(), false);
+            assert_eq!((copy.save(), sink.take()), (saved, vec![]));
+        }
+        let (chip, _) = chip(3);
+        let damages: [fn(&mut MsixV1); 4] = [
+            |saved| saved.pending[0] = 8,
+            |saved| saved.control = 1,
+            |saved| saved.entries[1].control = 2,
+            |saved| saved.entries.truncate(2),
+        ];
+        for damage in damages {
+            let mut saved = chip.save();
+            damage(&mut saved);
+            assert!(chip.check("test", &saved).is_err());
+        }
+    }
+
+    /// An accelerator that has nothing but irqfds, and writes down what they are told.
+    #[derive(Default)]
+    struct Routes {
+        log: Mutex<Vec<String>>,
+        next: AtomicU32,
+    }
+
+    impl Routes {
+        fn take(&self) -> Vec<String> {
+            std::mem::take(&mut self.log.lock().unwrap())
+        }
+    }
+
+    impl Irqfds for Routes {
+        fn add(&self, eventfd: BorrowedFd<'_>, msi: Message) -> Result<u32, AccelError> {
+            assert!(eventfd.as_raw_fd() >= 0);
+            let gsi = self.next.fetch_add(1, Ordering::SeqCst);
+            self.log.lock().unwrap().push(format!("add {gsi} {:#x}", msi.data));
+            Ok(gsi)
+        }
+        fn set(&self, _: u32, _: Option<Message>) -> Result<(), AccelError> {
+            Ok(())
+        }
+        fn remove(&self, _: BorrowedFd<'_>, gsi: u32) -> Result<(), AccelError> {
+            self.log.lock().unwrap().push(format!("remove {gsi}"));
+            Ok(())
+        }
+    }
+
+    impl Accel for Routes {
+        fn name(&self) -> &'static str {
+            "routes"
+        }
+        fn add_vcpu(&self, _: u32, _: &Cpuid) -> Result<Box<dyn Vcpu>, AccelError> {
+            Err(AccelError::Unsupported("no vCPUs".into()))
+        }
+        fn irqchip(&self) -> Irqchip {
+            Irqchip::Soft
+        }
+        fn set_memory(&self, _: &MemoryMap) -> Result<(), AccelError> {
+            Ok(())
+        }
+        fn take_dirty(&self, _: usize) -> Result<Vec<u64>, AccelError> {
+            Ok(Vec::new())
+        }
+        fn clock(&self) -> Result<ClockState, AccelError> {
+            Ok(ClockState::default())
+        }
+        fn set_clock(&self, _: &ClockState) -> Result<(), AccelError> {
+            Ok(())
+        }
+        fn supported_cpuid(&self) -> Cpuid {
+            Cpuid::default()
+        }
+        fn irqfds(&self) -> Option<&dyn Irqfds> {
+            Some(self)
+        }
+    }
+
+    #[test]
+    fn an_eventfd_has_a_route_while_its_vector_is_not_masked() {
+        let (chip, _) = chip(2);
+        let routes = Arc::new(Routes::default());
+        let accel: Arc<dyn Accel> = routes.clone();
+        let fd = eventfd(0, EventfdFlags::NONBLOCK).unwrap();
+        let signal = fd.try_clone().unwrap();
+        assert!(chip.vector(1).connect(fd, &accel).unwrap());
+        assert_eq!(routes.take(), ["add 0 0x0", "remove 0"], "a trial");
+        rustix::io::write(&signal, &1_u64.to_ne_bytes()).unwrap();
+        chip.set_control(ENABLE);
+        assert_eq!(pending(&chip), 0b10, "signalled while masked");
+        assert_eq!(chip.save().pending, [0b10]);
+        set(&chip, 1, 0xFEE0_0000, 0x41, false);
+        assert_eq!(routes.take(), ["add 1 0x41"]);
+        assert_eq!(pending(&chip), 0, "the accelerator has taken it over");
+        chip.write(24, &0x42_u32.to_le_bytes());
+        assert_eq!(routes.take(), ["remove 1", "add 2 0x42"]);
+        chip.set_control(ENABLE | FUNCTION_MASK);
+        assert_eq!(routes.take(), ["remove 2"]);
+        chip.set_control(ENABLE);
+        chip.vector(1).disconnect();
+        assert_eq!(routes.take(), ["add 3 0x42", "remove 3"]);
+    }
+}

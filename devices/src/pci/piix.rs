@@ -193,3 +193,59 @@ impl Snapshot for PowerManagement {
         self.config.restore(Self::KIND, state)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use board::IrqLine;
+
+    use super::super::i440fx::HostBridge;
+    use super::super::router::Outputs;
+    use super::super::testing;
+    use super::*;
+
+    fn read(function: &mut dyn PciFunction, offset: u16) -> u32 {
+        let mut data = [0; 4];
+        function.config_read(offset, &mut data);
+        u32::from_le_bytes(data)
+    }
+
+    #[test]
+    fn firmware_leads_interrupts_by_pirqrc() {
+        let gsis = [0; PIRQS].map(|_| IrqLine::unconnected());
+        let router = Router::new(Outputs { gsis, isa: Vec::new() });
+        let mut bridge = IsaBridge::new(testing::lines().0, router.clone());
+        assert_eq!(read(&mut bridge, 0), 0x7000_8086);
+        assert_eq!(read(&mut bridge, 0x0C) >> 16, 0x80, "it has more functions");
+        assert_eq!(read(&mut bridge, 0x60), 0x8080_8080);
+        let _ = bridge.config_write(0x60, &[10, 10, 11, 0x7B]);
+        assert_eq!(read(&mut bridge, 0x60), 0x0B0B_0A0A);
+        assert_eq!((router.route(0), router.route(3)), (10, 11));
+    }
+
+    #[test]
+    fn the_acpi_registers_are_where_they_are() {
+        let mut pm = PowerManagement::new(testing::lines().0, 0x600, 9);
+        let _ = pm.config_write(0x40, &0xB001_u32.to_le_bytes());
+        let _ = pm.config_write(0x80, &[0]);
+        assert_eq!((read(&mut pm, 0x40), read(&mut pm, 0x80)), (0x601, 1));
+        assert_eq!((read(&mut pm, 0x58), read(&mut pm, 0x3C)), (0x0200_0000, 9));
+        let saved = pm.save();
+        PowerManagement::new(testing::lines().0, 0x600, 9).restore(saved.clone()).unwrap();
+        assert!(PowerManagement::new(testing::lines().0, 0x700, 9).restore(saved).is_err());
+    }
+
+    #[test]
+    fn the_host_bridge_keeps_its_attribute_map() {
+        let mut host = HostBridge::new(testing::lines().0);
+        assert_eq!((read(&mut host, 0x58), read(&mut host, 0x5C)), (0, 0));
+        for at in [0x58, 0x5C] {
+            let _ = host.config_write(at, &[0xFF; 4]);
+        }
+        assert_eq!((read(&mut host, 0x58), read(&mut host, 0x5C)), (0x3333_3000, 0x3333_3333));
+        let saved = host.save();
+        host.reset();
+        assert_eq!(read(&mut host, 0x5C), 0);
+        host.restore(saved).unwrap();
+        assert_eq!(read(&mut host, 0x5C), 0x3333_3333);
+    }
+}

@@ -149,3 +149,90 @@ impl IrqSink for Router {
         });
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use board::irq::IrqProbe;
+
+    use super::super::super::chip::testing::Random;
+    use super::*;
+
+    fn router() -> (Arc<Router>, Vec<Arc<IrqProbe>>, Vec<Arc<IrqProbe>>) {
+        let (mut gsis, mut isa) = (Vec::new(), Vec::new());
+        let line = |probes: &mut Vec<_>| {
+            let (line, probe) = IrqLine::probe();
+            probes.push(probe);
+            line
+        };
+        let outputs = Outputs {
+            gsis: [0; PIRQS].map(|_| line(&mut gsis)),
+            isa: (0..16).map(|_| line(&mut isa)).collect(),
+        };
+        (Router::new(outputs), gsis, isa)
+    }
+
+    fn high(probes: &[Arc<IrqProbe>]) -> Vec<usize> {
+        let levels = probes.iter().enumerate();
+        levels.filter(|(_, probe)| probe.level()).map(|(index, _)| index).collect()
+    }
+
+    #[test]
+    fn pins_of_neighbours_are_different_interrupts() {
+        assert_eq!([2, 3, 4, 5].map(|device| pirq(device, Pin::A)), [2, 3, 0, 1]);
+        assert_eq!([Pin::A, Pin::B, Pin::C, Pin::D].map(|pin| pirq(3, pin)), [3, 0, 1, 2]);
+    }
+
+    #[test]
+    fn an_interrupt_is_high_while_any_function_asserts_it() {
+        let (router, gsis, isa) = router();
+        let one = router.line(Devfn::new(2, 0), Pin::A);
+        let other = router.line(Devfn::new(31, 7), Pin::D);
+        one.set(true);
+        other.set(true);
+        assert_eq!((high(&gsis), high(&isa)), (vec![2], vec![]));
+        one.set(false);
+        assert_eq!(high(&gsis), [2]);
+        router.release(Devfn::new(31, 7));
+        assert_eq!(high(&gsis), [0; 0]);
+    }
+
+    #[test]
+    fn pirqrc_leads_to_an_isa_interrupt() {
+        let (router, gsis, isa) = router();
+        router.line(Devfn::new(4, 0), Pin::A).set(true);
+        router.line(Devfn::new(5, 0), Pin::A).set(true);
+        assert_eq!((high(&gsis), router.route(0)), (vec![0, 1], 0x80));
+        router.set_route(0, 0x7B);
+        router.set_route(1, 11);
+        assert_eq!((high(&isa), router.route(0)), (vec![11], 0x0B));
+        router.line(Devfn::new(4, 0), Pin::A).set(false);
+        assert_eq!(high(&isa), [11], "it is shared");
+        router.set_route(1, 2);
+        assert_eq!(high(&isa), [0; 0], "reserved");
+        router.set_route(1, 5);
+        assert_eq!(high(&isa), [5]);
+        router.reset();
+        assert_eq!((high(&isa), high(&gsis)), (vec![], vec![1]));
+    }
+
+    #[test]
+    fn the_outputs_follow_from_the_state_and_a_restore_drives_nothing() {
+        let (router, gsis, isa) = router();
+        let mut random = Random::new(3);
+        for _ in 0..5_000 {
+            let pin = [Pin::A, Pin::B, Pin::C, Pin::D][random.below(4) as usize];
+            match random.below(8) {
+                0 => router.set_route(random.below(4) as usize, random.byte()),
+                1 => router.release(Devfn::from_byte(random.byte())),
+                _ => router.line(Devfn::from_byte(random.byte()), pin).set(random.below(2) == 0),
+            }
+            let (levels, isa_levels) = router.save().levels();
+            assert_eq!(high(&gsis), (0..4).filter(|i| levels[*i]).collect::<Vec<_>>());
+            assert!(high(&isa).iter().all(|irq| isa_levels >> irq & 1 != 0));
+        }
+        let (copy, gsis, _) = self::router();
+        router.line(Devfn::new(2, 0), Pin::A).set(true);
+        copy.restore(router.save());
+        assert_eq!((high(&gsis), copy.save()), (vec![], router.save()));
+    }
+}

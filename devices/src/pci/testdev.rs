@@ -64,7 +64,7 @@ impl TestDevice {
             vendor: 0x1B36,
             device: 0x0005,
             revision: 0,
-            class: 0x00FF_0000,
+            class: 0x00_FF00,
             subsystem_vendor: SUBSYSTEM.0,
             subsystem: SUBSYSTEM.1,
             pin: Some(Pin::A),

@@ -1,5 +1,6 @@
 //! The rows of the command table, a file a topic.
 
+pub(crate) mod device;
 pub(crate) mod help;
 pub(crate) mod info;
 pub(crate) mod io;

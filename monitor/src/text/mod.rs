@@ -3,6 +3,7 @@
 mod chips;
 mod cpu;
 mod memory;
+mod pci;
 
 use std::fmt::{self, Write};
 
@@ -44,6 +45,7 @@ fn write_reply(out: &mut String, reply: &Reply) -> fmt::Result {
             chips::interrupt_controllers(out, io_apics, pics)
         }
         Reply::IrqStats(all) => all.iter().try_for_each(|one| chips::irq_stats(out, one)),
+        Reply::Pci(all) => pci::buses(out, all),
         Reply::MemoryTree(spaces) => memory::tree(out, spaces),
         Reply::Memory(dump) => memory::dump(out, dump),
         Reply::Disassembly(code) => memory::disassembly(out, code),

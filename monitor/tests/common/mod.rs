@@ -9,7 +9,8 @@ use std::rc::Rc;
 
 use monitor::state::{
     AddressSpace, Chardev, Cpu, FpReg, IoApic, IrqStats, Kvm, LocalApic, MemoryRegion, MemoryTree,
-    Pic, RegionKind, Registers, RunState, Segment, TableRegister, Version,
+    PciBus, PciClass, PciDevice, PciId, PciRegion, Pic, RegionKind, Registers, RunState, Segment,
+    TableRegister, Version,
 };
 use monitor::{CommandError, Control};
 
@@ -241,6 +242,60 @@ fn region(name: &str, range: (u64, u64), priority: i32, kind: RegionKind) -> Mem
     MemoryRegion { name, start, end, priority, kind, alias: None, children }
 }
 
+/// A PC with two cards, before or after firmware has given them addresses.
+fn pci(assigned: bool) -> Vec<PciBus> {
+    let place = |address| if assigned { address } else { -1 };
+    let line = |irq| Some(if assigned { irq } else { 0 });
+    let io = |bar, size, address| PciRegion {
+        bar,
+        kind: "io",
+        address: place(address),
+        size,
+        prefetch: None,
+        mem_type_64: None,
+    };
+    let memory = |bar, size, address, wide| PciRegion {
+        bar,
+        kind: "memory",
+        address: place(address),
+        size,
+        prefetch: Some(wide),
+        mem_type_64: Some(wide),
+    };
+    let function = |place: (u8, u8), class, vendor, device| PciDevice {
+        bus: 0,
+        slot: place.0,
+        function: place.1,
+        class_info: PciClass::new(class),
+        id: PciId { vendor, device, subsystem_vendor: 0x1af4, subsystem: 0x1100 },
+        irq: None,
+        irq_pin: 0,
+        qdev_id: String::new(),
+        regions: Vec::new(),
+    };
+    let pm = PciDevice { irq: line(9), irq_pin: 1, ..function((1, 3), 0x680, 0x8086, 0x7113) };
+    let ide =
+        PciDevice { regions: vec![io(4, 16, 0xc100)], ..function((1, 1), 0x101, 0x8086, 0x7010) };
+    let testdev = PciDevice {
+        regions: vec![
+            memory(0, 4096, 0xfeb0_0000, false),
+            io(1, 256, 0xc000),
+            memory(2, 4096, 0xfebf_f000, true),
+        ],
+        ..function((3, 0), 0xff, 0x1b36, 0x0005)
+    };
+    let edu = PciDevice {
+        irq: line(11),
+        irq_pin: 1,
+        qdev_id: "e".to_owned(),
+        regions: vec![memory(0, 1 << 20, 0xfea0_0000, false)],
+        ..function((4, 0), 0xff, 0x1234, 0x11e8)
+    };
+    let host = function((0, 0), 0x600, 0x8086, 0x1237);
+    let isa = function((1, 0), 0x601, 0x8086, 0x7000);
+    vec![PciBus { bus: 0, devices: vec![host, isa, ide, pm, testdev, edu] }]
+}
+
 struct File {
     path: String,
     files: Files,
@@ -408,6 +463,21 @@ impl Control for Fake {
 
     fn io_apics(&mut self) -> Vec<IoApic> {
         self.io_apics.clone()
+    }
+
+    fn pci(&mut self) -> Vec<PciBus> {
+        pci(self.status != RunState::Prelaunch)
+    }
+
+    fn device_add(&mut self, text: &str) -> Result<(), CommandError> {
+        self.did(&format!("device_add {text}"))
+    }
+
+    fn device_del(&mut self, id: &str) -> Result<(), CommandError> {
+        if id == "nope" {
+            return Err(CommandError::DeviceNotFound(id.to_owned()));
+        }
+        self.did(&format!("device_del {id}"))
     }
 
     fn create_file(&mut self, path: &str) -> io::Result<Box<dyn Write>> {

@@ -19,8 +19,8 @@ use board::vcpu::{Cpuid, MpState};
 use board::{Accel, Bus, Clock, LoopHandle, Slot, SystemRequest, VcpuState};
 use devices::chardev::Chardevs;
 use devices::chip::irqchip::Irqchip;
-use monitor::state::RunState;
-use monitor::{Cause, Event, PanicAction};
+use monitor::state::{PciBus, RunState};
+use monitor::{Cause, CommandError, Event, PanicAction};
 
 use crate::boot::{self, BootConfig, BootError, Entry, Firmware};
 use crate::config::{Config, DeviceSpec, MachineKind, Transport};
@@ -396,13 +396,19 @@ impl Machine {
     /// Asks the guest to give up the device `id`. DEVICE_DELETED follows once it has.
     ///
     /// # Errors
-    /// When there is no such device.
-    pub fn device_del(&mut self, id: &str) -> Result<(), Error> {
+    /// When there is no such device, or the guest has been asked already.
+    pub fn device_del(&mut self, id: &str) -> Result<(), CommandError> {
         let now = self.clock.now();
-        if self.pci.as_mut().is_some_and(|pci| pci.unplug(id, now)) {
-            return Ok(());
+        match &mut self.pci {
+            Some(pci) => pci.unplug(id, now),
+            None => Err(CommandError::DeviceNotFound(id.to_owned())),
         }
-        Err(Error::Unsupported(format!("Device '{id}' not found")))
+    }
+
+    /// The PCI bus for `info pci`.
+    pub fn pci_buses(&self) -> Vec<PciBus> {
+        let devices = self.pci.as_ref().map(pci::Pci::devices);
+        devices.map(|devices| PciBus { bus: 0, devices }).into_iter().collect()
     }
 
     /// Pulls PCI devices out, a bit a slot.

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use board::accel::{Doorbell, Doorbells, Irqchip as Chips};
 use board::irq::{MsiSink, SharedLine};
 use board::memory::HIGH_RAM_START;
-use board::pci::{Devfn, Pin};
+use board::pci::{BarInfo, BarKind, Devfn, Pin};
 use board::vcpu::Cpuid;
 use board::{
     Accel, AccelError, Bus, EventTarget, GuestRam, IrqLine, LoopHandle, Slot, VmTime, Width,
@@ -16,12 +16,16 @@ use devices::chip::acpi_pm::AcpiPm;
 use devices::pci::bus::{
     Apertures, ECAM_BUS_SIZE, FunctionView, PORTS, PciBus, PciBusRegisters, PlugError,
 };
+use devices::pci::config::offset;
 use devices::pci::function::PciLines;
 use devices::pci::hotplug::{self, PciHotplug};
 use devices::pci::i440fx::HostBridge;
 use devices::pci::piix::{IsaBridge, PowerManagement};
 use devices::pci::router::{FIRST_GSI, Outputs, PIRQS, Router};
 use devices::pci::testdev::TestDevice;
+
+use monitor::CommandError;
+use monitor::state::{PciClass, PciDevice, PciId, PciRegion};
 
 use crate::Error;
 use crate::boot::{e820, layout};
@@ -213,15 +217,18 @@ impl Pci {
         }
     }
 
-    /// Asks the guest to give up the device `id`. False: there is none.
-    pub(super) fn unplug(&mut self, id: &str, now: VmTime) -> bool {
-        let Some(card) = self.cards.iter_mut().find(|card| card.id.as_deref() == Some(id)) else {
-            return false;
-        };
+    /// Asks the guest to give up the device `id`.
+    pub(super) fn unplug(&mut self, id: &str, now: VmTime) -> Result<(), CommandError> {
+        let card = self.cards.iter_mut().find(|card| card.id.as_deref() == Some(id));
+        let card = card.ok_or_else(|| CommandError::DeviceNotFound(id.to_owned()))?;
+        if card.unplugging {
+            let text = format!("Device {id} is already in the process of unplug");
+            return Err(CommandError::Refused(text));
+        }
         card.unplugging = true;
         self.hotplug.event(PciHotplug::unplug_wanted(card.devfn.device()), now);
         self.pm.event(AcpiPm::gpe(hotplug::GPE), now);
-        true
+        Ok(())
     }
 
     /// Pulls out what is in `slots`, a bit a slot, and gives it back with its ids. The chipset
@@ -271,18 +278,43 @@ impl Pci {
         e820::Entry::new(ECAM, ECAM + ECAM_BUS_SIZE, e820::Kind::Reserved)
     }
 
-    /// All functions, with the ids of those that have one.
-    pub(super) fn functions(&self) -> Vec<(FunctionView, Option<String>)> {
+    /// All functions, for `info pci`.
+    pub(super) fn devices(&self) -> Vec<PciDevice> {
         let id = |devfn| {
             let card = self.cards.iter().find(|card| card.devfn == devfn);
-            card.and_then(|card| card.id.clone())
+            card.and_then(|card| card.id.clone()).unwrap_or_default()
         };
-        self.bus
-            .functions()
-            .into_iter()
-            .map(|view| (id(view.devfn), view))
-            .map(|(i, v)| (v, i))
-            .collect()
+        self.bus.functions().iter().map(|view| describe(view, id(view.devfn))).collect()
+    }
+}
+
+fn describe(view: &FunctionView, qdev_id: String) -> PciDevice {
+    let byte = |at: u16| view.header[usize::from(at)];
+    let word = |at: u16| u16::from_le_bytes([byte(at), byte(at + 1)]);
+    let irq_pin = byte(offset::INTERRUPT_PIN);
+    let region = |bar: &BarInfo| {
+        let (kind, prefetch, mem_type_64) = match bar.kind {
+            BarKind::Io => ("io", None, None),
+            BarKind::Memory { wide, prefetchable } => ("memory", Some(prefetchable), Some(wide)),
+        };
+        let address = bar.address.map_or(-1, |address| address as i64);
+        PciRegion { bar: bar.number, kind, address, size: bar.size, prefetch, mem_type_64 }
+    };
+    PciDevice {
+        bus: 0,
+        slot: view.devfn.device(),
+        function: view.devfn.function(),
+        class_info: PciClass::new(word(offset::CLASS + 1)),
+        id: PciId {
+            vendor: word(offset::VENDOR),
+            device: word(offset::DEVICE),
+            subsystem_vendor: word(offset::SUBSYSTEM_VENDOR),
+            subsystem: word(offset::SUBSYSTEM),
+        },
+        irq: (irq_pin != 0).then(|| byte(offset::INTERRUPT_LINE)),
+        irq_pin,
+        qdev_id,
+        regions: view.bars.iter().map(region).collect(),
     }
 }
 
