@@ -9,7 +9,7 @@ use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 
-use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
+use rustix::fs::{FallocateFlags, MemfdFlags, fallocate, ftruncate, memfd_create};
 use vm_memory::bitmap::{Bitmap, BitmapSlice, NewBitmap, WithBitmapSlice};
 use vm_memory::mmap::MmapRegionBuilder;
 use vm_memory::{
@@ -260,6 +260,24 @@ impl GuestRam {
             || (address >= HIGH_RAM_START && end <= HIGH_RAM_START + self.high_size())
     }
 
+    /// Gives the memory of whole pages at `address` back to the host; they read as zeros from then
+    /// on. What is no RAM, and parts of pages, are left as they are.
+    pub fn discard(&self, address: u64, len: u64) {
+        let Some(start) = address.checked_next_multiple_of(PAGE_SIZE) else { return };
+        let end = address.saturating_add(len) & !(PAGE_SIZE - 1);
+        for region in self.map.iter() {
+            let base = region.start_addr().0;
+            let (first, last) = (start.max(base), end.min(base + region.len()));
+            let Some(file) = region.file_offset().filter(|_| first < last) else { continue };
+            let holes = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+            let (offset, len) = (first - base, last - first);
+            // Where the host cannot, the guest has its memory for longer.
+            if fallocate(file.file(), holes, file.start() + offset, len).is_ok() {
+                region.bitmap().mark_dirty(offset as usize, len as usize);
+            }
+        }
+    }
+
     /// Has `watch` called after each write from user space, with its guest-physical address and
     /// length, on the thread that wrote. It serves a CPU that keeps decoded code. Only the first
     /// watch of a RAM has an effect.
@@ -491,6 +509,26 @@ mod tests {
         ram.log_dirty(false);
         ram.write(0, &[1]).unwrap();
         assert!(ram.take_dirty()[0].iter().all(|word| *word == 0));
+    }
+
+    #[test]
+    fn discarded_pages_are_zeros_and_count_as_written() {
+        let ram = GuestRam::new(1 << 20).unwrap();
+        ram.write(0, &[1; 5 * PAGE_SIZE as usize]).unwrap();
+        ram.log_dirty(true);
+        // Parts of pages 0 and 3, and all of 1 and 2.
+        ram.discard(100, 3 * PAGE_SIZE);
+        assert_eq!(ram.take_dirty()[0][0], 0b110);
+        let byte = |page: u64| {
+            let mut data = [0];
+            ram.read(page * PAGE_SIZE + 200, &mut data).unwrap();
+            data[0]
+        };
+        assert_eq!([0, 1, 2, 3].map(byte), [1, 0, 0, 1]);
+        for (address, len) in [(u64::MAX, 1), (u64::MAX - PAGE_SIZE, u64::MAX), (1 << 20, 4096)] {
+            ram.discard(address, len);
+        }
+        assert_eq!(byte(3), 1);
     }
 
     #[test]

@@ -1,7 +1,10 @@
 //! Fuzz targets: functions of bytes that panic when something is wrong.
 
 use crate::block::Disk;
+use crate::chardev::NullPort;
+use crate::virtio::balloon::{Balloon, BalloonOptions};
 use crate::virtio::blk::{Blk, BlkOptions};
+use crate::virtio::console::{Console, PortSpec};
 use crate::virtio::driver::{Rig, poke};
 use crate::virtio::rng::{EntropySource, Rng};
 
@@ -115,6 +118,27 @@ pub fn virtio_blk(bytes: &[u8]) {
     mangle(&mut rig, bytes);
 }
 
+/// virtio-balloon: rings, registers, page numbers.
+pub fn virtio_balloon(bytes: &[u8]) {
+    let options = BalloonOptions { deflate_on_oom: true, free_page_reporting: true };
+    let mut rig = Rig::new(4 << 20, |_, _| Box::new(Balloon::new(options, Box::new(|_| ()))));
+    mangle(&mut rig, bytes);
+}
+
+/// virtio-console: rings, registers, control messages.
+pub fn virtio_console(bytes: &[u8]) {
+    let mut rig = Rig::new(4 << 20, |attach, _| {
+        let port = |number| PortSpec {
+            number,
+            console: number == 0,
+            name: Some("port".to_owned()),
+            port: Box::new(NullPort),
+        };
+        Box::new(Console::new(vec![port(0), port(2)], 3, attach))
+    });
+    mangle(&mut rig, bytes);
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -137,5 +161,15 @@ mod tests {
     #[test]
     fn random_rings_do_blk_no_harm() {
         seeded(2, 200, virtio_blk);
+    }
+
+    #[test]
+    fn random_rings_do_balloon_no_harm() {
+        seeded(3, 200, virtio_balloon);
+    }
+
+    #[test]
+    fn random_rings_do_console_no_harm() {
+        seeded(4, 200, virtio_console);
     }
 }

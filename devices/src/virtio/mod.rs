@@ -3,8 +3,10 @@
 //! A transport owns the core, which owns the device, so that there is one lock: that of the slot.
 //! Queues are worked on by the loop's thread, which their doorbells wake.
 
+pub mod balloon;
 pub mod blk;
 mod chain;
+pub mod console;
 mod core;
 mod device;
 #[cfg(any(test, feature = "fuzz"))]
