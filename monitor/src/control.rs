@@ -89,6 +89,36 @@ pub trait Control {
     /// [`CommandError::DeviceNotFound`], or [`CommandError::Refused`] when it is asked already.
     fn device_del(&mut self, id: &str) -> Result<(), CommandError>;
 
+    /// The network cards and backends, a line each, as QEMU shows them.
+    fn network(&mut self) -> String;
+    /// The connections and forwards of the user networks, likewise.
+    fn usernet(&mut self) -> String;
+    /// Plugs in or pulls the cable of the card or backend `name`.
+    ///
+    /// # Errors
+    /// [`CommandError::DeviceNotFound`].
+    fn set_link(&mut self, name: &str, up: bool) -> Result<(), CommandError>;
+    /// Opens the network backend that `text` describes, as `--netdev` does.
+    ///
+    /// # Errors
+    /// [`CommandError::Refused`] with the cause; nothing has changed then.
+    fn netdev_add(&mut self, text: &str) -> Result<(), CommandError>;
+    /// Closes a network backend.
+    ///
+    /// # Errors
+    /// [`CommandError::DeviceNotFound`].
+    fn netdev_del(&mut self, id: &str) -> Result<(), CommandError>;
+    /// Leads a port of the host to the guest of the user network `netdev`, else of the first.
+    ///
+    /// # Errors
+    /// [`CommandError::Remark`] with the cause.
+    fn hostfwd_add(&mut self, netdev: Option<&str>, rule: &str) -> Result<(), CommandError>;
+    /// Ends such a forward, and says so.
+    ///
+    /// # Errors
+    /// [`CommandError::Remark`] with the cause.
+    fn hostfwd_remove(&mut self, netdev: Option<&str>, rule: &str) -> Result<String, CommandError>;
+
     /// Makes (or empties) a file of the host.
     fn create_file(&mut self, path: &str) -> io::Result<Box<dyn Write>>;
     /// The names in directory `path` of the host ("" is the current one), those of directories with

@@ -179,6 +179,7 @@ pub fn commands() -> impl Iterator<Item = &'static Command> {
         topics::device::COMMANDS,
         topics::memory::COMMANDS,
         topics::io::COMMANDS,
+        topics::net::COMMANDS,
         topics::protocol::COMMANDS,
     ]
     .into_iter()

@@ -202,6 +202,34 @@ impl Control for Machine {
         Machine::device_del(self, id)
     }
 
+    fn network(&mut self) -> String {
+        self.network_text()
+    }
+
+    fn usernet(&mut self) -> String {
+        self.usernet_text()
+    }
+
+    fn set_link(&mut self, name: &str, up: bool) -> Result<(), CommandError> {
+        Machine::set_link(self, name, up)
+    }
+
+    fn netdev_add(&mut self, text: &str) -> Result<(), CommandError> {
+        Machine::netdev_add(self, text).map_err(refused)
+    }
+
+    fn netdev_del(&mut self, id: &str) -> Result<(), CommandError> {
+        Machine::netdev_del(self, id)
+    }
+
+    fn hostfwd_add(&mut self, netdev: Option<&str>, rule: &str) -> Result<(), CommandError> {
+        Machine::hostfwd_add(self, netdev, rule).map_err(remark)
+    }
+
+    fn hostfwd_remove(&mut self, netdev: Option<&str>, rule: &str) -> Result<String, CommandError> {
+        Machine::hostfwd_remove(self, netdev, rule).map_err(remark)
+    }
+
     fn create_file(&mut self, path: &str) -> io::Result<Box<dyn Write>> {
         if self.config().sandbox {
             return Err(io::Error::other("--sandbox on lets vmm write no files"));
@@ -221,6 +249,10 @@ impl Control for Machine {
         };
         entries.filter_map(|entry| name(entry.ok()?)).collect()
     }
+}
+
+fn remark(error: impl std::fmt::Display) -> CommandError {
+    CommandError::Remark(error.to_string())
 }
 
 fn refused(error: impl std::fmt::Display) -> CommandError {

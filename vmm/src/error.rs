@@ -8,6 +8,7 @@ use board::bus::Overlap;
 use board::memory::MemoryError;
 use devices::chardev::ChardevError;
 use devices::chip::fw_cfg::FwCfgError;
+use devices::net::NetError;
 
 use crate::boot::BootError;
 use crate::config::ConfigError;
@@ -29,6 +30,9 @@ pub enum Error {
     Boot(#[from] BootError),
     #[error(transparent)]
     Chardev(#[from] ChardevError),
+    /// A network.
+    #[error(transparent)]
+    Net(#[from] NetError),
     #[error(transparent)]
     Overlap(#[from] Overlap),
     #[error(transparent)]

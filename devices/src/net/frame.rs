@@ -106,9 +106,7 @@ impl<'a> Gather<'a> {
     pub fn new(pieces: &'a [IoSlice<'a>]) -> Self {
         // SAFETY: an IoSlice has the layout of an iovec on Unix (std's documentation), and what it
         // borrows is readable for 'a.
-        unsafe {
-            Self::from_raw(std::slice::from_raw_parts(pieces.as_ptr().cast(), pieces.len()))
-        }
+        unsafe { Self::from_raw(std::slice::from_raw_parts(pieces.as_ptr().cast(), pieces.len())) }
     }
 
     /// How many bytes there are.
@@ -261,7 +259,8 @@ mod tests {
         assert_eq!(mac, MacAddress::of_card(0));
         assert_eq!(mac.to_string(), "52:54:00:12:34:56");
         assert_eq!("52-54-0-12-34-57".parse(), Ok(MacAddress::of_card(1)));
-        for wrong in ["", "52:54:00:12:34", "52:54:00:12:34:56:78", "52:54:00:12:34:1ff", "::::::"] {
+        for wrong in ["", "52:54:00:12:34", "52:54:00:12:34:56:78", "52:54:00:12:34:1ff", "::::::"]
+        {
             assert_eq!(wrong.parse::<MacAddress>(), Err(()), "{wrong}");
         }
     }

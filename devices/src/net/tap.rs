@@ -383,8 +383,11 @@ impl Backend for Tap {
         // The kernel refuses the others without CSUM.
         if offloads.contains(Offloads::CSUM) {
             flags = TUN_F_CSUM;
-            let bits =
-                [(Offloads::TSO4, TUN_F_TSO4), (Offloads::TSO6, TUN_F_TSO6), (Offloads::ECN, TUN_F_TSO_ECN)];
+            let bits = [
+                (Offloads::TSO4, TUN_F_TSO4),
+                (Offloads::TSO6, TUN_F_TSO6),
+                (Offloads::ECN, TUN_F_TSO_ECN),
+            ];
             for (offload, flag) in bits {
                 if offloads.contains(offload) {
                     flags |= flag;

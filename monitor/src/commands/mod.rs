@@ -5,5 +5,6 @@ pub(crate) mod help;
 pub(crate) mod info;
 pub(crate) mod io;
 pub(crate) mod memory;
+pub(crate) mod net;
 pub(crate) mod protocol;
 pub(crate) mod run;

@@ -3,6 +3,7 @@
 mod device;
 mod error;
 mod help;
+pub mod net;
 pub mod props;
 mod rtc;
 mod virtio;
@@ -19,8 +20,9 @@ use crate::suggest::nearest;
 pub use device::{DeviceSpec, PciKind, PciSpec};
 pub use error::ConfigError;
 pub use help::help;
+pub use net::Networks;
 pub use rtc::RtcConfig;
-pub use virtio::{Transport, VirtioKind, VirtioSpec};
+pub use virtio::{NetSpec, Transport, VirtioKind, VirtioSpec};
 
 use props::{Props, parse_size};
 
@@ -94,6 +96,8 @@ pub struct Config {
     pub accel: AccelChoice,
     /// Devices besides those of the machine.
     pub devices: Vec<DeviceSpec>,
+    /// The networks, and the cards that `--nic` stands for.
+    pub networks: Networks,
     /// The real-time clock.
     pub rtc: RtcConfig,
     /// Files for the guest.
@@ -179,6 +183,7 @@ impl Config {
                 .iter()
                 .map(|text| DeviceSpec::parse(text))
                 .collect::<Result<_, _>>()?,
+            networks: Networks::parse(&cli.netdev, &cli.nic, &cli.net)?,
             rtc: RtcConfig::parse(cli.rtc.as_deref().unwrap_or_default())?,
             fw_cfg: cli.fw_cfg.iter().map(|text| parse_fw_cfg(text)).collect::<Result<_, _>>()?,
             name: cli.name.as_deref().map(parse_name),

@@ -24,6 +24,7 @@ use devices::chip::pvpanic::PvPanic;
 use devices::chip::reset::{Port92, ResetPort};
 use devices::chip::rtc::{CmosLayout, Rtc, UnixTime};
 use devices::chip::serial::Serial;
+use devices::net::Netdevs;
 use monitor::state::RunState;
 
 use crate::acpi::SerialPort;
@@ -245,6 +246,7 @@ impl Board<'_> {
         &mut self,
         spec: &DeviceSpec,
         chardevs: &Chardevs,
+        netdevs: &Netdevs,
         machine: MachineKind,
         pci: Option<&mut Pci>,
     ) -> Result<Option<SerialPort>, Error> {
@@ -274,7 +276,9 @@ impl Board<'_> {
                     .plug_serial(format!("serial-{chardev}"), *iobase, *irq, port)
                     .map(Some);
             }
-            DeviceSpec::Virtio(spec) => self.plug_virtio(spec, machine, pci, chardevs)?,
+            DeviceSpec::Virtio(spec) => {
+                self.plug_virtio(spec, machine, pci, chardevs, netdevs)?;
+            }
             DeviceSpec::Pvpanic { ioport } => {
                 let slot = self.plug("pvpanic", |_| PvPanic::new(system));
                 self.ports(&slot, PvPanic::PORT, (*ioport).into(), 1)?;
@@ -487,10 +491,16 @@ impl Machine {
         if config.machine == MachineKind::Pc {
             board.plug_fw_cfg(&config, &ram)?;
         }
-        for spec in &config.devices {
+        let mut netdevs = Netdevs::new(events);
+        for spec in &config.networks.netdevs {
+            netdevs.add(spec)?;
+        }
+        let cards = config.networks.cards.iter().cloned().map(DeviceSpec::Virtio);
+        for spec in config.devices.iter().cloned().chain(cards) {
             serial_ports.extend(board.plug_device(
-                spec,
+                &spec,
                 &chardevs,
+                &netdevs,
                 config.machine,
                 pci.as_mut(),
             )?);
@@ -523,6 +533,7 @@ impl Machine {
             virtio,
             power_button: Some(power_button),
             chardevs,
+            netdevs,
             payload,
             serial_ports,
             state: RunState::Prelaunch,

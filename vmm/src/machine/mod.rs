@@ -4,6 +4,7 @@
 //! thread.
 
 mod build;
+mod net;
 mod pci;
 mod requests;
 mod virtio;
@@ -19,6 +20,7 @@ use board::vcpu::{Cpuid, MpState};
 use board::{Accel, Bus, Clock, LoopHandle, Slot, SystemRequest, VcpuState};
 use devices::chardev::Chardevs;
 use devices::chip::irqchip::Irqchip;
+use devices::net::Netdevs;
 use monitor::state::{PciBus, RunState};
 use monitor::{Cause, CommandError, Event, PanicAction};
 
@@ -69,6 +71,7 @@ pub struct Machine {
     virtio: VirtioDevices,
     power_button: Option<Notifier>,
     chardevs: Chardevs,
+    netdevs: Netdevs,
     payload: Payload,
     serial_ports: Vec<acpi::SerialPort>,
     state: RunState,
@@ -378,7 +381,12 @@ impl Machine {
             }
             DeviceSpec::Virtio(spec) if spec.transport != Transport::Mmio => {
                 let pci = pci.ok_or_else(|| missing(spec.name))?;
-                let backends = virtio::Backends { ram: self.map.ram(), chardevs: &self.chardevs };
+                let backends = virtio::Backends {
+                    ram: self.map.ram(),
+                    chardevs: &self.chardevs,
+                    netdevs: &self.netdevs,
+                    cards: self.virtio.cards(),
+                };
                 let slot = self.virtio.plug_pci(&spec, pci, &backends)?;
                 (pci, slot)
             }

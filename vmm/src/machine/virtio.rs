@@ -5,14 +5,16 @@ use std::sync::Arc;
 
 use board::{Attach, GuestRam, Slot, Width};
 use devices::chardev::Chardevs;
+use devices::net::{MacAddress, NetPort, Netdevs};
 use devices::virtio::VirtioDevice;
 use devices::virtio::mmio::{MmioParts, VirtioMmio};
+use devices::virtio::net::{Net, NetOptions};
 use devices::virtio::pci::{PciParts, VirtioPci};
 use devices::virtio::rng::{HostEntropy, Rng};
 
 use crate::Error;
 use crate::acpi::VirtioMmioPlace;
-use crate::config::{MachineKind, Transport, VirtioKind, VirtioSpec};
+use crate::config::{MachineKind, NetSpec, Transport, VirtioKind, VirtioSpec};
 
 use super::build::{Board, no_pci_bus};
 use super::pci::Pci;
@@ -34,6 +36,8 @@ pub struct VirtioEntry {
     pub path: String,
     /// `id=`.
     pub id: Option<String>,
+    /// The model, as `info network` names it: `virtio-net-pci`.
+    pub model: String,
     /// What holds it.
     pub slot: Arc<Slot>,
 }
@@ -68,20 +72,59 @@ pub(super) struct Backends<'a> {
     pub(super) ram: &'a GuestRam,
     /// For terminals and ports.
     pub(super) chardevs: &'a Chardevs,
+    /// For network cards.
+    pub(super) netdevs: &'a Netdevs,
+    /// Network cards that there are: the next one's address follows from it.
+    pub(super) cards: u8,
 }
 
 /// The device apart from its transport.
 fn make(
     spec: &VirtioSpec,
-    _backends: &Backends<'_>,
-    _attach: &Attach,
+    backends: &Backends<'_>,
+    attach: &Attach,
 ) -> Result<Box<dyn VirtioDevice>, Error> {
-    Ok(match spec.kind {
+    Ok(match &spec.kind {
+        VirtioKind::Net(card) => Box::new(make_card(card, backends, attach)?),
         VirtioKind::Rng => Box::new(Rng::new(Box::new(HostEntropy))),
     })
 }
 
+fn make_card(spec: &NetSpec, backends: &Backends<'_>, attach: &Attach) -> Result<Net, Error> {
+    let NetSpec {
+        netdev,
+        mac,
+        mq,
+        rx_queue_size,
+        tx_queue_size,
+        mrg_rxbuf,
+        ctrl_vq,
+        offloads,
+        host_mtu,
+    } = spec;
+    let port = match netdev {
+        Some(id) => backends.netdevs.port(id)?,
+        None => NetPort::default(),
+    };
+    let options = NetOptions {
+        mac: mac.unwrap_or(MacAddress::of_card(backends.cards)),
+        rx_queue_size: *rx_queue_size,
+        tx_queue_size: *tx_queue_size,
+        mq: *mq,
+        mrg_rxbuf: *mrg_rxbuf,
+        ctrl_vq: *ctrl_vq,
+        offloads: *offloads,
+        host_mtu: *host_mtu,
+    };
+    Ok(Net::new(port, options, attach))
+}
+
 impl VirtioDevices {
+    /// How many network cards there are.
+    pub(super) fn cards(&self) -> u8 {
+        self.entries.iter().filter(|entry| entry.model.starts_with("virtio-net")).count() as u8
+    }
+
     /// Plugs in a device on PCI. The guest is not told.
     pub(super) fn plug_pci(
         &mut self,
@@ -98,7 +141,7 @@ impl VirtioDevices {
                 VirtioPci::new(device, parts, attach).map_err(Error::host("make a virtio device"))
             })
         })?;
-        self.add(spec, slot.clone());
+        self.add(spec, "-pci", slot.clone());
         Ok(slot)
     }
 
@@ -115,7 +158,8 @@ impl VirtioDevices {
         })
     }
 
-    fn add(&mut self, spec: &VirtioSpec, slot: Arc<Slot>) {
+    fn add(&mut self, spec: &VirtioSpec, bus: &str, slot: Arc<Slot>) {
+        let model = format!("{}{bus}", spec.name.trim_end_matches(bus));
         let path = match &spec.id {
             Some(id) => format!("/machine/peripheral/{id}/virtio-backend"),
             None => {
@@ -124,7 +168,7 @@ impl VirtioDevices {
                 format!("/machine/peripheral-anon/device[{number}]/virtio-backend")
             }
         };
-        self.entries.push(VirtioEntry { path, id: spec.id.clone(), slot });
+        self.entries.push(VirtioEntry { path, id: spec.id.clone(), model, slot });
     }
 }
 
@@ -136,9 +180,11 @@ impl Board<'_> {
         machine: MachineKind,
         pci: Option<&mut Pci>,
         chardevs: &Chardevs,
+        netdevs: &Netdevs,
     ) -> Result<(), Error> {
         let ram = self.ram.clone();
-        let backends = Backends { ram: &ram, chardevs };
+        let cards = self.virtio.cards();
+        let backends = Backends { ram: &ram, chardevs, netdevs, cards };
         let on_mmio = machine == MachineKind::Microvm;
         match spec.transport {
             Transport::Mmio if !on_mmio => Err(Error::Unsupported(format!(
@@ -190,7 +236,7 @@ impl Board<'_> {
         let end = base + VirtioMmio::SIZE - 1;
         self.mmio.map(base..=end, &slot, VirtioMmio::REGISTERS, Width::Qword)?;
         self.virtio.mmio.push(VirtioMmioPlace { base, gsi });
-        self.virtio.add(spec, slot);
+        self.virtio.add(spec, "-device", slot);
         Ok(())
     }
 }

@@ -66,9 +66,8 @@ impl Forwards {
     }
 
     pub(super) fn remove(&mut self, udp: &mut Udp, protocol: Protocol, host: SocketAddr) -> bool {
-        let same = |active: &Active| {
-            active.forward.protocol == protocol && active.forward.host == host
-        };
+        let same =
+            |active: &Active| active.forward.protocol == protocol && active.forward.host == host;
         let Some(index) = self.active.iter().position(same) else { return false };
         if let Port::Udp(id) = self.active.remove(index).port {
             udp.end_forward(id);

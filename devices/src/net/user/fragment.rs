@@ -76,13 +76,8 @@ impl Fragments {
             return None;
         }
         let partial = self.partials.remove(index);
-        let whole = Ipv4 {
-            header: IPV4,
-            total: IPV4 + have,
-            offset: 0,
-            more_fragments: false,
-            ..*ip
-        };
+        let whole =
+            Ipv4 { header: IPV4, total: IPV4 + have, offset: 0, more_fragments: false, ..*ip };
         Some((whole, partial.bytes))
     }
 }

@@ -209,7 +209,8 @@ impl UserNet {
                     return;
                 }
                 let everybody = ip.to.is_broadcast() || ip.to == wire.config.broadcast();
-                if be16(&bytes, 2) == dhcp::SERVER_PORT && (everybody || ip.to == wire.config.host) {
+                if be16(&bytes, 2) == dhcp::SERVER_PORT && (everybody || ip.to == wire.config.host)
+                {
                     dhcp.request(wire, &bytes[packet::UDP..]);
                 } else if wire.config.contains(ip.from) {
                     udp.input(wire, hooks, ip, &bytes, || resolver.get());
@@ -227,8 +228,7 @@ impl UserNet {
 fn route(wire: &Wire, resolver: &mut Resolver, to: SocketAddrV4) -> Route {
     let config = &wire.config;
     let address = *to.ip();
-    let forward =
-        config.guest_forwards.iter().find(|f| f.server == address && f.port == to.port());
+    let forward = config.guest_forwards.iter().find(|f| f.server == address && f.port == to.port());
     if let Some(forward) = forward {
         return Route::To(forward.target.clone());
     }
@@ -254,9 +254,8 @@ fn check(id: &str, config: &UserConfig) -> Result<(), NetError> {
     let hosts = [("host", config.host), ("dns", config.dns), ("dhcpstart", config.dhcp_start)];
     let forwards = config.guest_forwards.iter().map(|forward| ("guestfwd", forward.server));
     for (name, address) in hosts.into_iter().chain(forwards) {
-        let inside = config.contains(address)
-            && address != config.net
-            && address != config.broadcast();
+        let inside =
+            config.contains(address) && address != config.net && address != config.broadcast();
         if !inside {
             return Err(NetError::Conflict {
                 id: id.to_owned(),

@@ -56,8 +56,10 @@ mod tests {
 
     #[test]
     fn the_first_server_counts_and_ipv4_before_ipv6() {
-        assert_eq!(parse("search x\n# nameserver 1.1.1.1\nnameserver 9.8.7.6\nnameserver 1.2.3.4\n"),
-            Some(IpAddr::from([9, 8, 7, 6])));
+        assert_eq!(
+            parse("search x\n# nameserver 1.1.1.1\nnameserver 9.8.7.6\nnameserver 1.2.3.4\n"),
+            Some(IpAddr::from([9, 8, 7, 6]))
+        );
         assert_eq!(parse("nameserver ::1\nnameserver 1.2.3.4"), Some(IpAddr::from([1, 2, 3, 4])));
         assert_eq!(parse("nameserver ::1\n"), Some("::1".parse().unwrap()));
         assert_eq!(parse("nameserver\nnameserver x\n"), None);

@@ -203,7 +203,8 @@ impl Udp {
                 if !wire.has_room() {
                     return;
                 }
-                let got = rustix::net::recvfrom(&socket.socket, &mut buffer[..], RecvFlags::DONTWAIT);
+                let got =
+                    rustix::net::recvfrom(&socket.socket, &mut buffer[..], RecvFlags::DONTWAIT);
                 let (len, from) = match got {
                     Ok((_, len, from)) => (len, from),
                     // Somebody has refused a datagram.

@@ -125,15 +125,8 @@ impl Filter {
     }
 
     pub(super) fn save(&self) -> FilterV1 {
-        let Self {
-            mac: _,
-            modes,
-            unicast,
-            multicast,
-            unicast_overflow,
-            multicast_overflow,
-            vlans,
-        } = self;
+        let Self { mac: _, modes, unicast, multicast, unicast_overflow, multicast_overflow, vlans } =
+            self;
         FilterV1 {
             modes: *modes,
             unicast: unicast.iter().map(|mac| mac.0).collect(),

@@ -240,10 +240,7 @@ impl Connection {
 
     fn update_interest(&self) {
         let mut interest = Readiness::empty();
-        interest.set(
-            Readiness::WRITE,
-            self.state == State::Connecting || !self.to_host.is_empty(),
-        );
+        interest.set(Readiness::WRITE, self.state == State::Connecting || !self.to_host.is_empty());
         let wants = self.state == State::Established && !self.host_readable && !self.host_eof;
         interest.set(Readiness::READ, wants);
         self.watch.set_interest(interest);
