@@ -14,6 +14,8 @@ mod registry;
 mod spec;
 mod stream;
 mod tap;
+#[cfg(any(test, feature = "fuzz"))]
+pub(crate) mod testing;
 pub mod user;
 
 pub use backend::{NetPort, Netdev, Sent, Sink};

@@ -317,7 +317,8 @@ impl Connection {
 
     /// Writes what waits for the host.
     fn flush(&mut self) -> Verdict {
-        let narrow = self.rcv_edge.wrapping_sub(self.rcv_nxt) < CAPACITY as u32 / 4;
+        let told = self.rcv_edge.wrapping_sub(self.rcv_nxt);
+        let narrow = !self.to_host.is_empty() && told < CAPACITY as u32 / 4;
         while !self.to_host.is_empty() {
             let [first, _] = self.to_host.get(0, CAPACITY);
             match rustix::net::send(&self.socket, first, rustix::net::SendFlags::NOSIGNAL) {
