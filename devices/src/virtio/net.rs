@@ -256,6 +256,8 @@ impl Net {
                 self.notifier.notify();
             }
         }
+        // It is when there is nothing more to read that a peer turns out to be gone.
+        self.follow_link(io);
     }
 
     /// Sends what the guest has put into a transmit queue.

@@ -9,9 +9,7 @@ use super::packet::{
 };
 use crate::net::frame::{MacAddress, NetHeader, Offloads};
 use crate::net::testing::{Frame, GUEST, Guest, MAC};
-use crate::net::{
-    Forward, GuestForward, NetdevKind, NetdevSpec, Protocol, Target, UserConfig,
-};
+use crate::net::{Forward, GuestForward, NetdevKind, NetdevSpec, Protocol, Target, UserConfig};
 
 const HOST: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 2);
 const DNS: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 3);
@@ -50,7 +48,12 @@ fn fragment(
     more: bool,
 ) -> Vec<u8> {
     let mut frame = vec![0; ETHERNET + IPV4];
-    put_ethernet(&mut frame, MacAddress([0x52, 0x55, 10, 0, 2, 2]), MacAddress(MAC), ETHERTYPE_IPV4);
+    put_ethernet(
+        &mut frame,
+        MacAddress([0x52, 0x55, 10, 0, 2, 2]),
+        MacAddress(MAC),
+        ETHERTYPE_IPV4,
+    );
     let total = IPV4 + payload.len();
     let ip = Ipv4 {
         from,
@@ -210,8 +213,7 @@ fn udp_goes_to_the_host_and_back() {
 #[test]
 fn a_forwarded_udp_port_leads_to_the_guest() {
     let free = UdpSocket::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
-    let forward =
-        Forward { protocol: Protocol::Udp, host: free, guest: GUEST, guest_port: 7 };
+    let forward = Forward { protocol: Protocol::Udp, host: free, guest: GUEST, guest_port: 7 };
     let mut guest = guest(UserConfig { forwards: vec![forward], ..UserConfig::default() });
     let client = UdpSocket::bind("127.0.0.1:0").unwrap();
     client.send_to(b"ping", free).unwrap();
@@ -535,7 +537,8 @@ fn large_segments_pass_whole_with_offloads() {
     tcp.ack = first.seq.wrapping_add(first.payload.len() as u32);
     let mut frame = tcp.segment(ACK, &pattern(40_000));
     frame[50] ^= 0x55;
-    let header = NetHeader { flags: NetHeader::NEEDS_CSUM, gso_type: 1, gso_size: 1460, ..first.header };
+    let header =
+        NetHeader { flags: NetHeader::NEEDS_CSUM, gso_type: 1, gso_size: 1460, ..first.header };
     tcp.guest.send_with(header, &frame);
     let mut bytes = vec![0; 40_000];
     peer.read_exact(&mut bytes).unwrap();
@@ -555,7 +558,9 @@ fn a_forwarded_port_leads_to_the_guest_and_back() {
     // Nobody has heard of the guest yet: it is asked for.
     let mut guest = Guest::new(NetdevKind::User(config), Offloads::empty());
     let mut client = TcpStream::connect(free).unwrap();
-    guest.until(|(_, f)| (be16(f, 12) == ETHERTYPE_ARP && f[38..42] == GUEST.octets()).then_some(()));
+    guest.until(|(_, f)| {
+        (be16(f, 12) == ETHERTYPE_ARP && f[38..42] == GUEST.octets()).then_some(())
+    });
     guest.send(&arp(2, GUEST, HOST));
     let (from, to, syn) = guest.until(tcp_of);
     assert_eq!((*from.ip(), to, syn.flags), (HOST, SocketAddrV4::new(GUEST, 22), SYN));
@@ -589,11 +594,8 @@ fn an_address_can_lead_to_a_command() {
     let target = Target::Command("tr a-z A-Z".into());
     let forwards = vec![GuestForward { server, port: 7, target }];
     let config = UserConfig { guest_forwards: forwards, restrict: true, ..UserConfig::default() };
-    let mut tcp = Tcp::new(
-        guest(config),
-        SocketAddrV4::new(GUEST, 1234),
-        SocketAddrV4::new(server, 7),
-    );
+    let mut tcp =
+        Tcp::new(guest(config), SocketAddrV4::new(GUEST, 1234), SocketAddrV4::new(server, 7));
     tcp.emit(SYN, &[]);
     let answer = tcp.next();
     assert_eq!(answer.flags, SYN | ACK);
