@@ -9,7 +9,6 @@ use board::time::VmTime;
 
 use super::NetError;
 use super::frame::{Gather, NetHeader, Offloads};
-use super::tap::Tap;
 use super::user::UserNet;
 
 /// What became of a frame.
@@ -50,10 +49,6 @@ pub(super) trait Backend: Send {
     }
     /// The user network, if it is one.
     fn user(&mut self) -> Option<&mut UserNet> {
-        None
-    }
-    /// The tap interface, if it is one.
-    fn tap(&mut self) -> Option<&mut Tap> {
         None
     }
 }
@@ -132,11 +127,6 @@ impl Netdev {
         let result = state.backend.user().map(act);
         state.tell(false);
         result
-    }
-
-    /// The tap interface's fds, one a queue, if it is one that the kernel is to serve.
-    pub fn with_tap<R>(&self, act: impl FnOnce(&mut Tap) -> R) -> Option<R> {
-        self.lock().backend.tap().map(act)
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {

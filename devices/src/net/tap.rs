@@ -4,7 +4,7 @@
 use std::ffi::c_int;
 use std::fs::OpenOptions;
 use std::io::{self, IoSlice};
-use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -80,13 +80,11 @@ impl TapQueue {
 }
 
 /// An open interface.
-pub struct Tap {
+pub(super) struct Tap {
     description: String,
     ifname: String,
     queues: Vec<TapQueue>,
     vnet_hdr: bool,
-    vhost: bool,
-    vhost_fds: Vec<OwnedFd>,
     downscript: Option<PathBuf>,
     pieces: Pieces,
 }
@@ -177,10 +175,15 @@ impl Tap {
                     .map_err(failed("set the size of virtio-net headers", "give vnet_hdr=off"))?;
             }
         }
-        let vhost_fds = match config.vhost {
-            true => open_vhost(id, config, fds.len())?,
-            false => Vec::new(),
-        };
+        if config.vhost {
+            // Where the host has none, that is what is said.
+            drop(open_vhost(id, config, fds.len())?);
+            return Err(NetError::Conflict {
+                id: id.to_owned(),
+                problem: "vhost=on is not there yet: vmm serves the rings itself".to_owned(),
+                remedy: "give vhost=off".to_owned(),
+            });
+        }
         if made && let Some(script) = &config.script {
             run_script(id, script, &ifname)?;
         }
@@ -210,54 +213,11 @@ impl Tap {
             ifname,
             queues,
             vnet_hdr,
-            vhost: config.vhost,
-            vhost_fds,
             downscript: config.downscript.clone().filter(|_| made),
             pieces: Pieces::default(),
         };
         this.set_offloads(Offloads::empty());
         Ok(this)
-    }
-
-    /// The interface's name.
-    pub fn ifname(&self) -> &str {
-        &self.ifname
-    }
-
-    /// Whether the kernel is to serve the rings (`vhost=on`).
-    pub fn wants_vhost(&self) -> bool {
-        self.vhost
-    }
-
-    /// The fds of the interface and of /dev/vhost-net for a queue pair.
-    pub fn vhost_parts(&self, queue: usize) -> Option<(BorrowedFd<'_>, BorrowedFd<'_>)> {
-        use std::os::fd::AsFd;
-        Some((self.queues.get(queue)?.fd.as_fd(), self.vhost_fds.get(queue)?.as_fd()))
-    }
-
-    /// Whether the kernel reads the interface itself now: we leave it alone then.
-    pub fn set_kernel_serves(&mut self, serves: bool) {
-        for queue in &mut self.queues {
-            if serves {
-                queue.watch.set_interest(Readiness::empty());
-            } else {
-                queue.readable = false;
-                queue.update_interest();
-            }
-        }
-    }
-
-    /// Sets the size of the headers that the interface speaks, with the number of buffers or
-    /// without.
-    ///
-    /// # Errors
-    /// What the kernel says.
-    pub fn set_header_size(&mut self, bytes: usize) -> io::Result<()> {
-        for queue in &self.queues {
-            let mut size = bytes as c_int;
-            ioctl(&queue.fd, TUNSETVNETHDRSZ, &mut size)?;
-        }
-        Ok(())
     }
 }
 
@@ -471,10 +431,6 @@ impl Backend for Tap {
         queue.update_interest();
         room
     }
-
-    fn tap(&mut self) -> Option<&mut Tap> {
-        Some(self)
-    }
 }
 
 impl Drop for Tap {
@@ -489,6 +445,141 @@ impl Drop for Tap {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    use std::net::{Ipv4Addr, UdpSocket};
+
+    use crate::net::NetdevKind;
+    use crate::net::testing::{Guest, MAC};
+
+    /// Calls `test` in a network namespace of its own; says why, where that cannot be.
+    fn in_namespace(test: impl FnOnce() + Send + 'static) {
+        let thread = std::thread::spawn(|| {
+            // SAFETY: it concerns this thread alone.
+            let done = unsafe { libc::unshare(libc::CLONE_NEWNET) } == 0;
+            if !done || !Path::new(TUN).exists() || Command::new("ip").output().is_err() {
+                return eprintln!("NOT RUN: a tap interface needs root, {TUN} and the program ip");
+            }
+            test();
+        });
+        thread.join().unwrap();
+    }
+
+    fn script(name: &str, text: &str) -> PathBuf {
+        use std::os::unix::fs::PermissionsExt;
+        let path = std::env::temp_dir().join(format!("vmm-{name}-{}", std::process::id()));
+        std::fs::write(&path, format!("#!/bin/sh -e\n{text}\n")).unwrap();
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).unwrap();
+        path
+    }
+
+    /// A UDP datagram from 10.9.0.2 to 10.9.0.1, whose checksum is partial.
+    fn datagram(to: &[u8], port: u16, payload: &[u8]) -> (NetHeader, Vec<u8>) {
+        let mut frame = to.to_vec();
+        frame.extend(MAC);
+        frame.extend([8, 0, 0x45, 0]);
+        frame.extend((28 + payload.len() as u16).to_be_bytes());
+        frame.extend([0, 0, 0, 0, 64, 17, 0, 0, 10, 9, 0, 2, 10, 9, 0, 1]);
+        let sum: u32 =
+            frame[14..34].chunks(2).map(|w| u32::from(w[0]) << 8 | u32::from(w[1])).sum();
+        let sum = !((sum & 0xFFFF) + (sum >> 16)) as u16;
+        frame[24..26].copy_from_slice(&sum.to_be_bytes());
+        frame.extend(5000_u16.to_be_bytes());
+        frame.extend(port.to_be_bytes());
+        let len = 8 + payload.len() as u16;
+        frame.extend(len.to_be_bytes());
+        // The pseudo header's sum: addresses, protocol, length.
+        let sum = 2 * 0x0A09 + 2 + 1 + 17 + len;
+        frame.extend(sum.to_be_bytes());
+        frame.extend(payload);
+        let header = NetHeader {
+            flags: NetHeader::NEEDS_CSUM,
+            csum_start: 34,
+            csum_offset: 6,
+            ..NetHeader::default()
+        };
+        (header, frame)
+    }
+
+    #[test]
+    fn frames_reach_the_hosts_kernel_and_come_back() {
+        in_namespace(|| {
+            let log = std::env::temp_dir().join(format!("vmm-down-log-{}", std::process::id()));
+            let up = "ip addr add 10.9.0.1/24 dev $1; ip link set $1 up";
+            let config = TapConfig {
+                ifname: Some("vmmtest0".into()),
+                script: Some(script("up", up)),
+                downscript: Some(script("down", &format!("echo $1 > {}", log.display()))),
+                vnet_hdr: true,
+                ..TapConfig::default()
+            };
+            let (up, down) = (config.script.clone(), config.downscript.clone());
+            let mut guest = Guest::new(NetdevKind::Tap(config), Offloads::all());
+            assert!(guest.netdev.describe().starts_with("type=tap,ifname=vmmtest0,script="));
+            // Whose Ethernet address is 10.9.0.1? The kernel asks likewise when it answers.
+            let mut arp = vec![0xFF; 6];
+            arp.extend(MAC);
+            arp.extend([8, 6, 0, 1, 8, 0, 6, 4, 0, 1]);
+            arp.extend(MAC);
+            arp.extend([10, 9, 0, 2, 0, 0, 0, 0, 0, 0, 10, 9, 0, 1]);
+            guest.send(&arp);
+            let host = guest
+                .until(|(_, f)| (f[12..14] == [8, 6] && f[21] == 2).then(|| f[6..12].to_vec()));
+            let socket = UdpSocket::bind((Ipv4Addr::new(10, 9, 0, 1), 0)).unwrap();
+            let (header, frame) =
+                datagram(&host, socket.local_addr().unwrap().port(), b"to the kernel");
+            guest.send_with(header, &frame);
+            let mut bytes = [0; 100];
+            let (len, from) = socket.recv_from(&mut bytes).unwrap();
+            assert_eq!(&bytes[..len], b"to the kernel");
+            socket.send_to(b"to the guest", from).unwrap();
+            let (header, frame) =
+                guest.until(|(h, f)| (f[12..14] == [8, 0] && f[23] == 17).then(|| (*h, f.clone())));
+            assert_eq!(&frame[42..], b"to the guest");
+            assert_eq!(header.flags & NetHeader::NEEDS_CSUM, NetHeader::NEEDS_CSUM);
+            // Without offloads the checksum is whole.
+            guest.port.set_offloads(Offloads::empty());
+            socket.send_to(b"again", from).unwrap();
+            let header = guest.until(|(h, f)| f.ends_with(b"again").then_some(*h));
+            assert_eq!(header.flags & NetHeader::NEEDS_CSUM, 0);
+            drop(guest);
+            assert_eq!(std::fs::read_to_string(&log).unwrap(), "vmmtest0\n");
+            for path in [Some(log), up, down].into_iter().flatten() {
+                std::fs::remove_file(path).unwrap();
+            }
+        });
+    }
+
+    #[test]
+    fn several_queues_are_one_interface() {
+        in_namespace(|| {
+            let config = TapConfig { queues: 4, vnet_hdr: true, ..TapConfig::default() };
+            let guest = Guest::new(NetdevKind::Tap(config), Offloads::all());
+            assert_eq!(guest.port.queues(), 4);
+            assert!(guest.netdev.describe().starts_with("type=tap,ifname=tap"));
+        });
+    }
+
+    #[test]
+    fn what_the_host_refuses_is_said_with_the_remedy() {
+        in_namespace(|| {
+            let events = board::EventLoop::new(board::Clock::running()).unwrap();
+            let mut netdevs = crate::net::Netdevs::new(&events.handle());
+            let mut error = |config| {
+                let kind = NetdevKind::Tap(config);
+                let spec = crate::net::NetdevSpec { id: "t".into(), kind };
+                netdevs.add(&spec).err().unwrap().to_string()
+            };
+            let script = Some(PathBuf::from("/nonexistent/script"));
+            let text = error(TapConfig { script, ..TapConfig::default() });
+            assert!(text.contains("cannot run /nonexistent/script") && text.contains("script=no"));
+            let text = error(TapConfig { fds: vec![999], ..TapConfig::default() });
+            assert!(text.contains("cannot use fd 999"), "{text}");
+            let text = error(TapConfig { vhost: true, ..TapConfig::default() });
+            assert!(text.contains("give vhost=off"), "{text}");
+            let text = error(TapConfig { ifname: Some("lo".into()), ..TapConfig::default() });
+            assert!(text.contains("'lo'") && text.contains("another ifname"), "{text}");
+        });
+    }
 
     #[test]
     fn the_request_is_as_large_as_the_kernels() {

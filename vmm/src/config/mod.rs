@@ -211,6 +211,12 @@ impl Config {
             append: cli.append.unwrap_or_default(),
             bios: cli.bios,
         };
+        if config.sandbox && config.networks.starts_programs() {
+            return Err(ConfigError::Conflict(
+                "--sandbox on lets vmm start no programs and connect to no unix sockets: leave out guestfwd to a command or path, reconnect to a path, or give downscript=no"
+                    .into(),
+            ));
+        }
         if config.daemonize {
             config.check_background()?;
         }

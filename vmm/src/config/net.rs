@@ -66,7 +66,7 @@ const KINDS: &[Kind] = &[
             ("queues=N", "queue pairs, 1 to 256 (1)"),
             ("vnet_hdr=on|off", "large frames and unfinished checksums pass (on)"),
             ("sndbuf=SIZE", "limits what waits on its way out"),
-            ("vhost=on|off", "the kernel serves the rings, by /dev/vhost-net (off)"),
+            ("vhost=on|off", "off is all there is yet"),
             ("vhostfd=N", "an inherited fd of that; vhostfds=N:N for several queues"),
         ],
         parse: tap,
@@ -436,6 +436,32 @@ impl Networks {
         }
         this.net(nets)?;
         Ok(this)
+    }
+
+    /// Whether connections are made while the machine runs.
+    pub fn need_sockets(&self) -> bool {
+        self.netdevs.iter().any(|netdev| match &netdev.kind {
+            NetdevKind::User(_) => true,
+            NetdevKind::Stream { role, .. } => {
+                matches!(role, StreamRole::Client { reconnect: 1.. })
+            }
+            NetdevKind::Tap(_) => false,
+        })
+    }
+
+    /// Whether programs are started while the machine runs or when it ends.
+    pub(super) fn starts_programs(&self) -> bool {
+        self.netdevs.iter().any(|netdev| match &netdev.kind {
+            NetdevKind::User(config) => config
+                .guest_forwards
+                .iter()
+                .any(|forward| !matches!(forward.target, Target::Tcp(_))),
+            NetdevKind::Tap(config) => config.downscript.is_some() && config.fds.is_empty(),
+            NetdevKind::Stream { address, role, .. } => {
+                matches!(role, StreamRole::Client { reconnect: 1.. })
+                    && matches!(address, StreamAddress::Unix(_))
+            }
+        })
     }
 
     fn free_id(&self) -> String {

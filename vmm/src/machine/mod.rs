@@ -91,7 +91,10 @@ impl Machine {
     /// The files that are read again at a reset.
     pub fn files(&self) -> Vec<PathBuf> {
         let kernel = self.config.kernel.iter().cloned();
+        // The user network looks who the name server is now.
+        let resolver = self.config.networks.need_sockets().then(|| "/etc/resolv.conf".into());
         kernel
+            .chain(resolver)
             .chain(self.config.initrd.as_deref().into_iter().flat_map(boot::initrd_files))
             .collect()
     }

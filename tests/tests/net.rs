@@ -1,0 +1,159 @@
+//! The small Linux on the user network: DHCP, connections both ways, forwards, the link.
+
+use std::fs;
+use std::io::{Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::thread;
+
+use tests::{Accel, Machine, Vmm, image, on_each_accel, repository};
+
+/// As for the small Linux in `linux.rs`.
+const LIMIT: u64 = 140;
+
+/// Bytes that go each way.
+const BYTES: usize = 4 << 20;
+
+fn linux(accel: Accel, network: &str) -> Option<Vmm> {
+    let (kernel, initrd) = (image("vmlinux")?, image("initramfs.cpio")?);
+    let words = repository().join("images/linux/small.cmdline");
+    let words = fs::read_to_string(words).expect("it is in the repository");
+    let vmm = Vmm::new(accel).args(["--no-reboot", "--machine", "microvm", "-m", "128M"]);
+    let vmm = vmm.within(LIMIT).arg("--kernel").arg(kernel).arg("--initrd").arg(initrd);
+    Some(vmm.args(["--nic", network]).append(words.trim_end()))
+}
+
+/// A command at the shell, and what has to come before the next prompt.
+fn shell(machine: &mut Machine, command: &str, answer: &str) {
+    machine.send(format!("{command}\n"));
+    machine.wait_for(answer);
+    machine.wait_for("~ # ");
+}
+
+/// Takes one client and calls `serve` with it; the port.
+fn serve<R: Send + 'static>(
+    serve: impl FnOnce(TcpStream) -> R + Send + 'static,
+) -> (u16, thread::JoinHandle<R>) {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
+    let port = listener.local_addr().expect("it is bound").port();
+    (port, thread::spawn(move || serve(listener.accept().expect("a client").0)))
+}
+
+fn pattern() -> Vec<u8> {
+    (0..BYTES).map(|n| (n * 31 + n / 509) as u8).collect()
+}
+
+fn sum(bytes: &[u8]) -> u64 {
+    bytes.iter().map(|byte| u64::from(*byte)).sum()
+}
+
+#[test]
+fn a_guest_reaches_the_host_and_is_reached() {
+    on_each_accel(|accel| {
+        // A port that is free now.
+        let port = TcpListener::bind("127.0.0.1:0").and_then(|l| l.local_addr());
+        let port = port.expect("a free port").port();
+        let network = format!("user,id=n0,hostfwd=tcp:127.0.0.1:{port}-:80");
+        let Some(vmm) = linux(accel, &network) else { return };
+        let mut machine = vmm.with_qmp().start();
+        machine.wait_for("~ # ");
+        // An address by DHCP. There is no script that would give it to the interface.
+        shell(&mut machine, "ip link set eth0 up; echo is up", "\nis up");
+        let lease = "udhcpc -i eth0 -n -q -s /bin/true";
+        shell(&mut machine, lease, "lease of 10.0.2.15 obtained from 10.0.2.2");
+        let address = "ip addr add 10.0.2.15/24 dev eth0; ip route add default via 10.0.2.2";
+        shell(&mut machine, &format!("{address}; echo is set"), "\nis set");
+        shell(&mut machine, "ping -c 1 10.0.2.2", "1 packets received");
+
+        // From the host to the guest.
+        let (server, thread) = serve(|mut client| client.write_all(&pattern()));
+        let take = format!("nc 10.0.2.2 {server} </dev/null | md5sum");
+        let (checker, summed) = serve(|mut client| {
+            let mut text = String::new();
+            client.read_to_string(&mut text).map(|_| text)
+        });
+        shell(&mut machine, &format!("{take} | nc 10.0.2.2 {checker}; echo taken"), "\ntaken");
+        thread.join().expect("it does not panic").expect("all is sent");
+        let md5 = summed.join().expect("it does not panic").expect("the sum comes");
+        assert!(md5.len() > 32, "{md5}");
+
+        // From the guest to the host, and back the same bytes.
+        let (server, thread) = serve(|mut client| {
+            let mut bytes = Vec::new();
+            client.read_to_end(&mut bytes).map(|_| bytes)
+        });
+        let give = format!("head -c {BYTES} /dev/zero | tr '\\0' x | nc 10.0.2.2 {server}");
+        shell(&mut machine, &format!("{give}; echo given"), "\ngiven");
+        let bytes = thread.join().expect("it does not panic").expect("all comes");
+        assert_eq!((bytes.len(), sum(&bytes)), (BYTES, BYTES as u64 * u64::from(b'x')));
+
+        // A port where nobody listens is refused at once.
+        shell(&mut machine, "nc 10.0.2.2 1 </dev/null || echo refused", "\nrefused");
+
+        // A client of the host.
+        machine.send("echo from the guest | nc -l -p 80; echo served\n");
+        let mut text = String::new();
+        while text.is_empty() {
+            // The guest may not listen yet: it resets the connection then.
+            let mut client = TcpStream::connect(("127.0.0.1", port)).expect("it is forwarded");
+            let _ = client.read_to_string(&mut text);
+        }
+        assert_eq!(text, "from the guest\n");
+        machine.wait_for("\nserved");
+        machine.wait_for("~ # ");
+
+        // The monitor sees it, and pulls the cable.
+        let mut qmp = machine.qmp();
+        let network = qmp.hmp("info network");
+        let model = "virtio-net-device.0: index=0,type=nic,model=virtio-net-device,macaddr=52:54:00:12:34:56";
+        assert!(network.contains(model), "{network}");
+        assert!(
+            network.contains(" \\ n0: index=0,type=user,net=10.0.2.0,restrict=off"),
+            "{network}"
+        );
+        let usernet = qmp.hmp("info usernet");
+        assert!(
+            usernet.contains("TCP[HOST_FORWARD]") && usernet.contains("10.0.2.15    80"),
+            "{usernet}"
+        );
+        let removed = qmp.hmp(&format!("hostfwd_remove n0 tcp:127.0.0.1:{port}"));
+        assert!(removed.contains("removed"), "{removed}");
+        assert!(TcpStream::connect(("127.0.0.1", port)).is_err());
+        assert_eq!(qmp.hmp("set_link n0 off"), "");
+        let carrier = "until grep -q 0 /sys/class/net/eth0/carrier; do :; done; echo is down";
+        shell(&mut machine, carrier, "\nis down");
+        assert_eq!(qmp.hmp("set_link n0 on"), "");
+        let carrier = "until grep -q 1 /sys/class/net/eth0/carrier; do :; done; echo is back";
+        shell(&mut machine, carrier, "\nis back");
+        shell(&mut machine, "ping -c 1 10.0.2.2", "1 packets received");
+        machine.send("poweroff\n");
+        machine.finish().succeeded();
+    });
+}
+
+#[test]
+fn backends_come_and_go() {
+    on_each_accel(|accel| {
+        let vmm = Vmm::new(accel).guest("hello").arg("-S").with_qmp();
+        let mut machine = vmm.args(["--netdev", "user,id=a,net=10.9.0.0/16"]).start();
+        let mut qmp = machine.qmp();
+        let mut hmp = |line: &str| qmp.hmp(line);
+        assert_eq!(hmp("info network"), "a: index=0,type=user,net=10.9.0.0,restrict=off\r\n");
+        assert_eq!(hmp("netdev_add user,id=b,restrict=on"), "");
+        assert!(hmp("netdev_add user,id=b").contains("Duplicate ID 'b' for netdev"));
+        assert!(hmp("netdev_add usr,id=c").contains("did you mean 'user'?"));
+        assert!(hmp("hostfwd_add b tcp:5558").contains("Invalid host forwarding rule 'tcp:5558'"));
+        assert!(hmp("hostfwd_remove tcp::5559").contains("rule for tcp::5559 not found"));
+        assert!(hmp("set_link nope off").contains("Device 'nope' not found"));
+        assert_eq!(hmp("netdev_del a"), "");
+        assert!(hmp("netdev_del a").contains("Device 'a' not found"));
+        assert_eq!(hmp("info network"), "b: index=0,type=user,net=10.0.2.0,restrict=on\r\n");
+        let answer = qmp.execute(
+            "netdev_add",
+            serde_json::json!({ "type": "user", "id": "d", "hostfwd": [{ "str": "udp:127.0.0.1:0-:7" }] }),
+        );
+        assert!(answer.to_string().contains("not a port"), "{answer}");
+        machine.send("");
+        qmp.send("{\"execute\": \"quit\"}");
+        machine.finish();
+    });
+}
