@@ -180,7 +180,16 @@ impl Attach {
 
     /// A way for others to call the device's `event` on the main loop.
     pub fn notifier(&self, tag: Tag) -> Notifier {
-        Notifier { handle: self.handle.clone(), target: self.slot.clone(), tag }
+        Notifier { handle: self.handle.clone(), target: self.slot.clone(), tag, driven: false }
+    }
+
+    /// The same for work that the guest itself has asked for, such as a queue that it kicked. With
+    /// `--icount` the vCPU's thread makes the call, before the guest's next instruction, so that
+    /// it comes at the same instruction in each run. What such work waits for on the host (a disk's
+    /// answer) is then shown to the guest by a virtual timer, armed for a fixed time after the kick,
+    /// whose event waits for the answer.
+    pub fn queue_notifier(&self, tag: Tag) -> Notifier {
+        Notifier { driven: true, ..self.notifier(tag) }
     }
 
     /// The loop that the device's events come from.
@@ -195,17 +204,23 @@ pub struct Notifier {
     handle: LoopHandle,
     target: Weak<dyn EventTarget>,
     tag: Tag,
+    /// Where the VM clock is driven, its driver makes the call.
+    driven: bool,
 }
 
 impl Notifier {
     /// A notifier for any target.
     pub fn new(handle: &LoopHandle, target: Weak<dyn EventTarget>, tag: Tag) -> Self {
-        Self { handle: handle.clone(), target, tag }
+        Self { handle: handle.clone(), target, tag, driven: false }
     }
 
     /// The target's `event` will be called once on the loop's thread.
     pub fn notify(&self) {
-        self.handle.post_event(self.target.clone(), self.tag);
+        if self.driven {
+            self.handle.post_driven(self.target.clone(), self.tag);
+        } else {
+            self.handle.post_event(self.target.clone(), self.tag);
+        }
     }
 }
 

@@ -5,6 +5,8 @@
 //! millisecond. Therefore the loop remembers readiness until a target says that it has drained the
 //! fd, which makes a [`Watch`] level-triggered to its user, and timers go through one timerfd.
 
+mod driven;
+
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
@@ -22,6 +24,9 @@ use rustix::time::{
 };
 
 use crate::time::{Clock, ClockKind, VmTime};
+
+pub use driven::Brake;
+use driven::Driver;
 
 /// Which of a target's timers, fds or queues an event is about; the numbers are the target's own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -62,6 +67,8 @@ struct Shared {
     bells: Mutex<BTreeMap<usize, Recipient>>,
     inbox: Mutex<VecDeque<Work>>,
     exit: AtomicBool,
+    /// Who runs virtual timers in place of the loop, where the clock is driven.
+    driver: Driver,
     /// The thread that turns the loop; it looks into the inbox before it waits.
     thread: OnceLock<ThreadId>,
 }
@@ -109,6 +116,7 @@ impl EventLoop {
             bells: Mutex::default(),
             inbox: Mutex::default(),
             exit: AtomicBool::new(false),
+            driver: Driver::default(),
             thread: OnceLock::new(),
         });
         Ok(Self { poll, events: Events::with_capacity(64), shared })
@@ -298,7 +306,10 @@ impl Shared {
         let _ = rustix::io::read(&self.timerfd, &mut expirations);
         let mut timers = lock(&self.timers);
         timers.armed_at = None;
-        let due = timers.take_due(self.clock.now(), self.realtime.now());
+        let mut due = timers.take_due(ClockKind::Realtime, self.realtime.now());
+        if !self.clock.is_driven() {
+            due.extend(timers.take_due(ClockKind::Virtual, self.clock.now()));
+        }
         self.set_timerfd(&mut timers, false);
         drop(timers);
         for (target, tag) in due {
@@ -398,16 +409,14 @@ impl Timers {
         }
     }
 
-    fn take_due(&mut self, now: VmTime, realtime: VmTime) -> Vec<(Weak<dyn EventTarget>, Tag)> {
+    fn take_due(&mut self, clock: ClockKind, now: VmTime) -> Vec<(Weak<dyn EventTarget>, Tag)> {
         let mut due = Vec::new();
-        for (clock, now) in [(ClockKind::Virtual, now), (ClockKind::Realtime, realtime)] {
-            while let Some(&(at, id)) = self.queue(clock).first()
-                && at <= now
-            {
-                self.set(id, None);
-                let entry = &self.entries[&id];
-                due.push((entry.target.clone(), entry.tag));
-            }
+        while let Some(&(at, id)) = self.queue(clock).first()
+            && at <= now
+        {
+            self.set(id, None);
+            let entry = &self.entries[&id];
+            due.push((entry.target.clone(), entry.tag));
         }
         due
     }
@@ -441,6 +450,10 @@ impl Timer {
         if timers.entries.get(&self.id).is_some_and(|e| e.deadline != at) {
             timers.set(self.id, at);
             self.shared.set_timerfd(&mut timers, false);
+            drop(timers);
+            if at.is_some() && self.clock == ClockKind::Virtual {
+                self.shared.driver.wake();
+            }
         }
     }
 

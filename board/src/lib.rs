@@ -7,6 +7,7 @@
 pub mod accel;
 pub mod bus;
 pub mod device;
+pub mod entropy;
 pub mod event;
 pub mod irq;
 pub mod lapic;
@@ -20,7 +21,8 @@ pub mod vcpu;
 pub use accel::{Accel, AccelError, CpuIo, Exit, Kicker, Vcpu};
 pub use bus::{Bus, Width};
 pub use device::{Attach, Device, Paused, Region, Slot, Tag};
-pub use event::{Bell, EventLoop, EventTarget, LoopHandle, Readiness, Timer, Watch};
+pub use entropy::Entropy;
+pub use event::{Bell, Brake, EventLoop, EventTarget, LoopHandle, Readiness, Timer, Watch};
 pub use irq::{IrqLine, IrqSink, Msi, MsiSink};
 pub use lapic::{ApicEvent, LocalApic};
 pub use memory::GuestRam;

@@ -92,6 +92,8 @@ pub(crate) fn monotonic() -> u64 {
 const RUNNING: u64 = u64::MAX;
 
 struct Inner {
+    /// It shows what [`Clock::drive`] says, whether it is started or not.
+    driven: bool,
     /// Clock time minus CLOCK_MONOTONIC, valid while the clock runs.
     offset: AtomicI64,
     /// The time at which the clock stands, or `RUNNING`.
@@ -105,7 +107,17 @@ pub struct Clock(Arc<Inner>);
 impl Clock {
     /// A clock that stands at zero. [`Clock::start`] makes it run.
     pub fn stopped() -> Self {
-        Self(Arc::new(Inner { offset: AtomicI64::new(0), frozen: AtomicU64::new(0) }))
+        Self::make(false)
+    }
+
+    /// A clock at zero that only [`Clock::drive`] moves: the instructions that a vCPU executes
+    /// (`--icount`).
+    pub fn driven() -> Self {
+        Self::make(true)
+    }
+
+    fn make(driven: bool) -> Self {
+        Self(Arc::new(Inner { driven, offset: AtomicI64::new(0), frozen: AtomicU64::new(0) }))
     }
 
     /// A clock that runs from zero.
@@ -130,8 +142,23 @@ impl Clock {
         self.0.frozen.load(Ordering::Acquire) == RUNNING
     }
 
-    /// Lets the clock run on from where it stands. No effect if it runs.
+    /// Whether [`Clock::drive`] moves it, and nothing else.
+    pub fn is_driven(&self) -> bool {
+        self.0.driven
+    }
+
+    /// Moves a driven clock to `time`. Only the thread that drives it calls this, and only while
+    /// the machine runs.
+    pub fn drive(&self, time: VmTime) {
+        debug_assert!(self.is_driven());
+        self.0.frozen.store(time.0, Ordering::Release);
+    }
+
+    /// Lets the clock run on from where it stands. No effect if it runs, or is driven.
     pub fn start(&self) {
+        if self.is_driven() {
+            return;
+        }
         let frozen = self.0.frozen.load(Ordering::Acquire);
         if frozen != RUNNING {
             self.0.offset.store(frozen.wrapping_sub(monotonic()) as i64, Ordering::Relaxed);
@@ -175,6 +202,18 @@ mod tests {
         assert!(stopped_at.since(VmTime(5_000)) >= Duration::from_millis(2));
         std::thread::sleep(Duration::from_millis(1));
         assert_eq!(clock.now(), stopped_at);
+    }
+
+    #[test]
+    fn a_driven_clock_moves_when_it_is_driven() {
+        let clock = Clock::driven();
+        clock.start();
+        std::thread::sleep(Duration::from_millis(1));
+        assert_eq!((clock.now(), clock.is_running()), (VmTime::ZERO, false));
+        clock.drive(VmTime(7));
+        clock.stop();
+        assert_eq!(clock.now(), VmTime(7));
+        assert_eq!(clock.to_monotonic(VmTime(8)), None);
     }
 
     #[test]

@@ -234,6 +234,15 @@ pub struct LapicState {
     pub registers: Vec<u32>,
 }
 
+/// What makes a run repeat exactly, where the accelerator can (`--icount`, `--seed`).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Repeat {
+    /// Instructions executed since the machine was made.
+    pub instructions: u64,
+    /// How many numbers RDRAND and RDSEED have taken of the stream that a seed gives.
+    pub random: u64,
+}
+
 /// Everything that a guest can observe of one vCPU.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct VcpuState {
@@ -285,6 +294,9 @@ pub struct VcpuState {
     pub tsc_khz: u32,
     /// What CPUID shows.
     pub cpuid: Cpuid,
+    /// Where in its course a run that repeats is; `None` leaves it where it is.
+    #[serde(default)]
+    pub repeat: Option<Repeat>,
 }
 
 /// How wide addresses and operands are by default where the vCPU executes.

@@ -1,13 +1,15 @@
 //! The accelerator: vCPUs and the memory map that they share.
 
-use std::sync::{Arc, RwLock};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use board::accel::{ApicBus, ClockState, Irqchip};
 use board::memory::{GuestRam, MemoryMap};
 use board::vcpu::{Cpuid, VcpuState};
-use board::{Accel, AccelError, Clock, CpuIo, Exit, Kicker, LocalApic, Vcpu};
+use board::{Accel, AccelError, Clock, CpuIo, Entropy, Exit, Kicker, LocalApic, Vcpu};
 
-use crate::cpu::{Cpu, Mailbox, Shared, Todo};
+use crate::count::{Count, Counting};
+use crate::cpu::{Cpu, Mailbox, Shared, Todo, WallClock};
 use crate::features;
 use crate::phys::{PhysMap, Span};
 
@@ -24,15 +26,31 @@ pub struct SoftAccel {
     shared: Arc<Shared>,
     clock: Clock,
     apics: Option<Apics>,
-    kvmclock: RwLock<ClockState>,
+    counting: Option<Counting>,
+    seed: Option<u64>,
 }
 
 impl SoftAccel {
     /// An accelerator whose TSCs follow `clock`. Without `apics`, the PICs interrupt the vCPUs
     /// directly.
     pub fn new(clock: Clock, apics: Option<Apics>) -> Self {
-        let kvmclock = RwLock::default();
-        Self { shared: Arc::default(), clock, apics, kvmclock }
+        Self { shared: Arc::default(), clock, apics, counting: None, seed: None }
+    }
+
+    /// The same with a clock that the instructions of its one vCPU drive.
+    pub fn counting(self, counting: Counting) -> Self {
+        Self { counting: Some(counting), ..self }
+    }
+
+    /// The same with RDRAND and RDSEED from the stream that `seed` gives; `None`: from the host.
+    pub fn seeded(self, seed: Option<u64>) -> Self {
+        Self { seed, ..self }
+    }
+
+    /// The same with a wall clock other than the host's, for the paravirtual clock.
+    pub fn with_wall_clock(self, wall: WallClock) -> Self {
+        let _ = self.shared.wall.set(wall);
+        self
     }
 
     /// As [`Accel::add_vcpu`], with the concrete type.
@@ -43,7 +61,13 @@ impl SoftAccel {
             let mailbox = mailbox.clone();
             (apics.make)(id, Kicker::new(move || mailbox.attend()))
         });
-        let cpu = Cpu::new(id, cpuid, &self.shared, &mailbox, &self.clock, apic);
+        let mut cpu = Cpu::new(id, cpuid, &self.shared, &mailbox, &self.clock, apic);
+        cpu.entropy = Entropy::new(self.seed, &format!("cpu{id}"));
+        if let Some(counting) = &self.counting {
+            let mailbox = mailbox.clone();
+            counting.events.set_driver(move || mailbox.attend());
+            cpu.count = Some(Count::new(counting.clone()));
+        }
         SoftVcpu { cpu: Box::new(cpu), mailbox }
     }
 
@@ -105,13 +129,15 @@ impl Accel for SoftAccel {
     }
 
     fn clock(&self) -> Result<ClockState, AccelError> {
-        let offset = self.kvmclock.read().unwrap_or_else(|e| e.into_inner()).nanos;
+        let offset = self.shared.kvmclock.load(Ordering::SeqCst);
         Ok(ClockState { nanos: self.clock.now().nanos().wrapping_add(offset) })
     }
 
     fn set_clock(&self, clock: &ClockState) -> Result<(), AccelError> {
-        let nanos = clock.nanos.wrapping_sub(self.clock.now().nanos());
-        *self.kvmclock.write().unwrap_or_else(|e| e.into_inner()) = ClockState { nanos };
+        let offset = clock.nanos.wrapping_sub(self.clock.now().nanos());
+        if self.shared.kvmclock.swap(offset, Ordering::SeqCst) != offset {
+            self.shared.tell_all(Todo::NewClock);
+        }
         Ok(())
     }
 
@@ -140,7 +166,10 @@ impl Vcpu for SoftVcpu {
         let io: *const (dyn CpuIo + 'static) = unsafe { std::mem::transmute(io) };
         self.cpu.io = Some(io);
         let exit = loop {
-            match self.cpu.execute() {
+            self.mailbox.enter();
+            let exit = self.cpu.execute();
+            self.mailbox.leave();
+            match exit {
                 // Whatever ends the halt comes through the mailbox.
                 Exit::Halted if self.cpu.apic.is_some() => self.mailbox.wait(),
                 exit => break exit,

@@ -18,7 +18,7 @@ use std::hash::{BuildHasherDefault, Hasher};
 use board::memory::PAGE_SIZE;
 use iced_x86::Instruction;
 
-use crate::cpu::{Bits, Cpu, PAGE};
+use crate::cpu::{Bits, Cpu, PAGE, Todo};
 use crate::exec::Exec;
 use crate::fault::Res;
 use crate::mmu::walk::{Access, Kind};
@@ -172,14 +172,19 @@ impl Cpu {
     #[inline]
     pub(crate) fn find_block(&mut self, single: bool) -> Res<*const Block> {
         let linear = self.linear_ip(self.rip);
-        let key = self.tlb.key() ^ (self.bits as u64) << 61 ^ (single as u64) << 63;
+        let key = self.tlb.key(linear) ^ (self.bits as u64) << 61 ^ (single as u64) << 63;
         let jump = self.blocks.jumps[jump_index(linear)];
         self.regs[PAGE] = self.rip.wrapping_sub(linear & 0xFFF);
         if jump.linear == linear && jump.key == key {
             return Ok(jump.block);
         }
         let block = self.find_block_slow(linear, single)?;
-        let key = self.tlb.key() ^ (self.bits as u64) << 61 ^ (single as u64) << 63;
+        let key = self.tlb.key(linear) ^ (self.bits as u64) << 61 ^ (single as u64) << 63;
+        self.tlb.note_jump(linear);
+        // SAFETY: `find_block_slow` gives a block that is alive.
+        if unsafe { (*block).second.is_some() } {
+            self.tlb.note_jump(linear.wrapping_add(PAGE_SIZE));
+        }
         self.blocks.jumps[jump_index(linear)] = Jump { linear, key, block };
         Ok(block)
     }
@@ -245,12 +250,33 @@ impl Cpu {
     /// Notes that this vCPU is about to decode code in `span`: from now on, writes to it are
     /// noticed.
     pub(crate) fn watch_code(&mut self, span: Span) {
-        if let Some(page) = self.phys.page(span.page)
-            && self.phys.set_code(page, span.lines())
-        {
-            self.tlb.protect(span.page);
-            self.shared.tell_others(&self.mailbox, crate::cpu::Todo::Protect(span.page));
+        let Some(page) = self.phys.page(span.page) else { return };
+        let Some(unsettled) = self.phys.set_code(page, span.lines(), self.id) else { return };
+        self.tlb.protect(span.page);
+        if !unsettled.only_own {
+            self.protect_everywhere(span.page);
         }
+        self.phys.settle(page, unsettled);
+    }
+
+    /// Has all other vCPUs' TLBs lead writes to the page to the slow path, and returns once none of
+    /// them is in a block that began before.
+    fn protect_everywhere(&mut self, phys: u64) {
+        let asked = self.shared.ask_others(&self.mailbox, Todo::Protect(phys));
+        // Another one may wait for this one, which executes nothing meanwhile.
+        self.mailbox.leave();
+        for (mailbox, ticket) in asked {
+            let mut turns = 0_u32;
+            while !mailbox.has_answered(ticket) {
+                turns += 1;
+                if turns.is_multiple_of(64) {
+                    std::thread::yield_now();
+                }
+                std::hint::spin_loop();
+            }
+        }
+        self.mailbox.enter();
+        self.catch_up();
     }
 
     /// Drops the blocks that have bytes in `span`, the current one included: execution leaves it
@@ -280,7 +306,7 @@ impl Cpu {
         }
         if any {
             // The jump cache may name these blocks.
-            self.tlb.epoch += 1;
+            self.tlb.forget_jumps();
         }
         remain & span.lines()
     }

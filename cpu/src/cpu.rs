@@ -1,17 +1,19 @@
 //! The state of one vCPU, and what all instructions share: modes, registers, stack, raising.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Condvar, Mutex, RwLock};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Condvar, Mutex, OnceLock, RwLock};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use board::vcpu::{Cpuid, DebugRegisters, MpState, Segment, TableRegister};
-use board::{Clock, CpuIo, LocalApic};
+use board::{Clock, CpuIo, Entropy, LocalApic};
 
 use crate::block::{Block, Blocks};
+use crate::count::Count;
 use crate::fault::{Exception, Res, Stop, Why, vector};
 use crate::features::Features;
 use crate::flags::{Flags, bit};
-use crate::host::Vector;
+use crate::host::{Outside, Vector};
 use crate::mmu::tlb::{Rights, Tlb};
 use crate::mmu::walk::Kind;
 use crate::msr::Msrs;
@@ -95,12 +97,15 @@ pub(crate) const RDI: usize = 7;
 pub(crate) enum Todo {
     /// Drop decoded code of these bytes.
     DropCode(Span),
-    /// Another vCPU holds code of this guest-physical page: writes to it take the slow path.
+    /// Another vCPU is about to read code of this guest-physical page: writes to it take the slow
+    /// path.
     Protect(u64),
     /// The dirty log was taken: every write takes the slow path once.
     ProtectAll,
     /// The memory map has changed.
     NewMap,
+    /// The paravirtual clock was set.
+    NewClock,
 }
 
 /// How other threads reach a vCPU.
@@ -112,13 +117,42 @@ pub(crate) struct Mailbox {
     pub(crate) kick: AtomicBool,
     todo: Mutex<Vec<Todo>>,
     changed: Condvar,
+    /// The vCPU may be in the middle of a block.
+    inside: AtomicBool,
+    /// How much work has been left, and how much of that has been done.
+    asked: AtomicU64,
+    answered: AtomicU64,
 }
 
 impl Mailbox {
     /// Leaves work.
     pub(crate) fn post(&self, todo: Todo) {
-        self.todo.lock().unwrap_or_else(|e| e.into_inner()).push(todo);
+        self.ask(todo);
+    }
+
+    /// The same, with a ticket for [`Mailbox::has_answered`].
+    fn ask(&self, todo: Todo) -> u64 {
+        let mut list = self.todo.lock().unwrap_or_else(|e| e.into_inner());
+        list.push(todo);
+        let ticket = self.asked.fetch_add(1, Ordering::SeqCst) + 1;
+        drop(list);
         self.attend();
+        ticket
+    }
+
+    /// Whether the work of `ticket` has been done, or will be before the vCPU's next instruction.
+    pub(crate) fn has_answered(&self, ticket: u64) -> bool {
+        self.answered.load(Ordering::SeqCst) >= ticket || !self.inside.load(Ordering::SeqCst)
+    }
+
+    /// The vCPU is about to execute: it looks for work after this, and before its first block.
+    pub(crate) fn enter(&self) {
+        self.inside.store(true, Ordering::SeqCst);
+    }
+
+    /// The vCPU executes nothing until it enters again.
+    pub(crate) fn leave(&self) {
+        self.inside.store(false, Ordering::SeqCst);
     }
 
     /// Makes the vCPU look at everything before its next block, and ends a halt.
@@ -137,9 +171,27 @@ impl Mailbox {
         }
     }
 
-    /// Takes all work.
-    pub(crate) fn take(&self) -> Vec<Todo> {
-        std::mem::take(&mut self.todo.lock().unwrap_or_else(|e| e.into_inner()))
+    /// Waits until something wants attention, for `timeout` at most; false: nothing does.
+    pub(crate) fn wait_for(&self, timeout: Duration) -> bool {
+        let todo = self.todo.lock().unwrap_or_else(|e| e.into_inner());
+        let quiet = |_: &mut Vec<Todo>| !self.attention.load(Ordering::SeqCst);
+        let (todo, _) = self
+            .changed
+            .wait_timeout_while(todo, timeout, quiet)
+            .unwrap_or_else(|e| e.into_inner());
+        drop(todo);
+        self.attention.load(Ordering::SeqCst)
+    }
+
+    /// Takes all work, with the ticket that says when it is done.
+    pub(crate) fn take(&self) -> (Vec<Todo>, u64) {
+        let mut list = self.todo.lock().unwrap_or_else(|e| e.into_inner());
+        (std::mem::take(&mut *list), self.asked.load(Ordering::SeqCst))
+    }
+
+    /// The work up to this ticket has been done.
+    pub(crate) fn answer(&self, ticket: u64) {
+        self.answered.store(ticket, Ordering::SeqCst);
     }
 
     /// Makes `run` return.
@@ -150,13 +202,20 @@ impl Mailbox {
 }
 
 /// What the vCPUs of a machine share.
-#[derive(Debug, Default)]
+#[derive(Default)]
 pub(crate) struct Shared {
     pub(crate) map: RwLock<Arc<PhysMap>>,
     pub(crate) mailboxes: RwLock<Vec<Arc<Mailbox>>>,
     /// Held over a locked access that no single host instruction can make.
     pub(crate) split_lock: Mutex<()>,
+    /// What the paravirtual clock is ahead of the VM clock, in nanoseconds.
+    pub(crate) kvmclock: AtomicU64,
+    /// Nanoseconds since 1970 now; the host's clock if there is nothing here.
+    pub(crate) wall: OnceLock<WallClock>,
 }
+
+/// Says how many nanoseconds have passed since 1970 (UTC).
+pub type WallClock = Box<dyn Fn() -> u64 + Send + Sync>;
 
 impl Shared {
     /// The memory map now.
@@ -164,11 +223,28 @@ impl Shared {
         self.map.read().unwrap_or_else(|e| e.into_inner()).clone()
     }
 
+    /// Nanoseconds since 1970.
+    pub(crate) fn wall_clock(&self) -> u64 {
+        match self.wall.get() {
+            Some(wall) => wall(),
+            None => SystemTime::now()
+                .duration_since(UNIX_EPOCH)
+                .map_or(0, |since| u64::try_from(since.as_nanos()).unwrap_or(u64::MAX)),
+        }
+    }
+
     /// Leaves work for every vCPU.
     pub(crate) fn tell_all(&self, todo: Todo) {
         for mailbox in self.mailboxes.read().unwrap_or_else(|e| e.into_inner()).iter() {
             mailbox.post(todo);
         }
+    }
+
+    /// Leaves work for every vCPU but that of `me`, with tickets.
+    pub(crate) fn ask_others(&self, me: &Arc<Mailbox>, todo: Todo) -> Vec<(Arc<Mailbox>, u64)> {
+        let mailboxes = self.mailboxes.read().unwrap_or_else(|e| e.into_inner());
+        let others = mailboxes.iter().filter(|mailbox| !Arc::ptr_eq(mailbox, me));
+        others.map(|mailbox| (mailbox.clone(), mailbox.ask(todo))).collect()
     }
 
     /// Leaves work for every vCPU but that of `me`.
@@ -208,6 +284,8 @@ pub(crate) struct Cpu {
     pub(crate) next_rip: u64,
     /// Instructions executed.
     pub(crate) icount: u64,
+    /// The count at which timers are due, with `count`.
+    pub(crate) due: u64,
     pub(crate) mailbox: Arc<Mailbox>,
     pub(crate) stop: Option<Why>,
 
@@ -251,6 +329,13 @@ pub(crate) struct Cpu {
     pub(crate) shared: Arc<Shared>,
     pub(crate) apic: Option<Box<dyn LocalApic>>,
     pub(crate) clock: Clock,
+    /// Set where instructions drive the clock.
+    pub(crate) count: Option<Count>,
+    /// The current instruction may reach devices: its count is exact.
+    pub(crate) solo: bool,
+    /// The next instruction is to be executed in a block of its own.
+    pub(crate) solo_next: bool,
+    pub(crate) entropy: Entropy,
     /// The machine, while `run` executes.
     pub(crate) io: Option<*const dyn CpuIo>,
     pub(crate) id: u32,
@@ -263,12 +348,13 @@ unsafe impl Send for Cpu {}
 impl Cpu {
     /// The machine.
     #[inline]
-    pub(crate) fn io(&self) -> &dyn CpuIo {
-        match self.io {
+    pub(crate) fn io(&self) -> Outside<'_> {
+        self.publish();
+        Outside::new(match self.io {
             // SAFETY: `run` sets `io` from a reference that outlives it and clears it at its end.
             Some(io) => unsafe { &*io },
             None => &NoMachine,
-        }
+        })
     }
 
     /// Raises `exception`.
@@ -369,13 +455,18 @@ impl Cpu {
     /// Chooses the TLB's table after a change of CPL or EFLAGS.AC.
     pub(crate) fn update_rights(&mut self) {
         let rights = if self.cpl == 3 {
-            Rights::User
+            if self.checks_alignment() { Rights::UserAligned } else { Rights::User }
         } else if self.cr4 & cr4::SMAP != 0 && self.flags.rest & bit::AC != 0 {
             Rights::SupervisorAc
         } else {
             Rights::Supervisor
         };
         self.tlb.select(rights);
+    }
+
+    /// Whether misaligned data accesses raise #AC (SDM vol. 3, 6.15): CR0.AM, EFLAGS.AC, CPL 3.
+    pub(crate) fn checks_alignment(&self) -> bool {
+        self.cpl == 3 && self.cr0 & cr0::AM != 0 && self.flags.rest & bit::AC != 0
     }
 
     /// The current RIP modulo the width of the instruction pointer.
@@ -518,7 +609,24 @@ impl Cpu {
             let len = [1, 2, 8, 4][(control >> 2 & 3) as usize];
             let start = self.debug.address[i] & !(len - 1);
             let overlaps = linear < start.wrapping_add(len) && start < linear.wrapping_add(size);
-            if matches && overlaps {
+            if self.debug.control >> (2 * i) & 3 != 0 && matches && overlaps {
+                self.watch_hit |= 1 << i;
+            }
+        }
+    }
+
+    /// Notes which watchpoints an access to ports hits; CR4.DE makes there be such.
+    pub(crate) fn watch_port(&mut self, port: u16, size: u64) {
+        if self.debug.control & 0xFF == 0 || self.cr4 & cr4::DE == 0 {
+            return;
+        }
+        for i in 0..4 {
+            let control = self.debug.control >> (16 + 4 * i);
+            let len = [1, 2, 8, 4][(control >> 2 & 3) as usize];
+            let start = self.debug.address[i] & !(len - 1);
+            let port = u64::from(port);
+            let overlaps = port < start.wrapping_add(len) && start < port + size;
+            if self.debug.control >> (2 * i) & 3 != 0 && control & 3 == 2 && overlaps {
                 self.watch_hit |= 1 << i;
             }
         }
@@ -547,6 +655,7 @@ impl Cpu {
     pub(crate) fn apic_read(&mut self, phys: u64, data: &mut [u8]) {
         let offset = (phys & 0xFFF) as u32;
         data.fill(0);
+        self.publish();
         if let Some(apic) = &mut self.apic {
             let value = apic.read(offset & !0xF).to_le_bytes();
             for (i, byte) in data.iter_mut().enumerate() {
@@ -570,7 +679,7 @@ impl Cpu {
         f: impl FnOnce(&mut dyn LocalApic, &dyn CpuIo) -> T,
     ) -> Option<T> {
         let mut apic = self.apic.take()?;
-        let result = f(&mut *apic, self.io());
+        let result = f(&mut *apic, &*self.io());
         self.apic = Some(apic);
         Some(result)
     }

@@ -90,6 +90,15 @@ impl Cpu {
         let handler = if known { exec::find(instr) } else { None };
         if known
             && handler.is_none()
+            && self.bits == Bits::B64
+            && let Some(op) = crate::host::specialise(self, instr)
+        {
+            builder.ends = false;
+            builder.ops.push(Op { len: instr.len() as u8, off: at as u16, ..op });
+            return false;
+        }
+        if known
+            && handler.is_none()
             && !instr.has_lock_prefix()
             && let Some(stub) = crate::host::decode(self, instr)
         {
@@ -140,8 +149,9 @@ impl Cpu {
     }
 }
 
-/// Whether what follows `instr` may have to be looked at anew: it branches, changes the mode, the
-/// address space or the interrupt flag, or reaches a device.
+/// Whether what follows `instr` may have to be looked at anew: it branches, serialises, changes the mode, the
+/// address space or the interrupt flag, reaches a device or shows the time, which is that of the
+/// block's end.
 fn ends_block(instr: &Instruction) -> bool {
     use Mnemonic as M;
     if instr.flow_control() != FlowControl::Next {
@@ -161,6 +171,9 @@ fn ends_block(instr: &Instruction) -> bool {
         | M::Mwait
         | M::Monitor
         | M::Wrmsr
+        | M::Rdmsr
+        | M::Rdtsc
+        | M::Rdtscp
         | M::Invlpg
         | M::Invpcid
         | M::Lmsw
@@ -189,7 +202,9 @@ fn ends_block(instr: &Instruction) -> bool {
         | M::Lldt
         | M::Into
         | M::Bound
-        | M::Vmcall => true,
+        | M::Cpuid
+        | M::Vmcall
+        | M::Vmmcall => true,
         _ => false,
     }
 }

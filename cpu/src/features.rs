@@ -1,7 +1,7 @@
 //! CPUID: what this CPU can show, and what follows from what it does show.
 
 use board::vcpu::{Cpuid, CpuidLeaf};
-use iced_x86::{CpuidFeature as F, Instruction};
+use iced_x86::{CpuidFeature as F, Instruction, Mnemonic};
 
 use crate::cpu::{Cpu, cr4, efer};
 
@@ -176,7 +176,11 @@ pub(crate) fn supported() -> Cpuid {
         // The TSC runs at 1 GHz.
         leaf(0x15, 1, 1, 1_000_000_000, 0),
         leaf(0x16, 1000, 1000, 100, 0),
-        leaf(0x4000_0000, 0x4000_0000, text(b"vmmv"), text(b"mmvm"), text(b"m")),
+        // KVM's signature: guests look for its clock under no other.
+        leaf(0x4000_0000, 0x4000_0010, text(b"KVMK"), text(b"VMKV"), text(b"M")),
+        leaf(0x4000_0001, crate::kvmclock::FEATURES, 0, 0, 0),
+        // TSC and APIC timer in kHz, where VMware has them and KVM's users put them.
+        leaf(0x4000_0010, 1_000_000, 1_000_000, 0, 0),
         leaf(0x8000_0000, 0x8000_0008, 0, 0, 0),
         leaf(EXTENDED, 0, 0, bits(EXTENDED, Reg::C), bits(EXTENDED, Reg::D)),
         leaf(0x8000_0002, text(b"vmm "), text(b"soft"), text(b"ware"), text(b" CPU")),
@@ -252,7 +256,9 @@ impl Features {
 
     /// Whether the guest may use `instr`.
     pub(crate) fn offers(&self, instr: &Instruction) -> bool {
-        instr.cpuid_features().iter().all(|f| self.offered[*f as usize])
+        // The guest's side of virtualisation is there without the host's.
+        matches!(instr.mnemonic(), Mnemonic::Vmcall | Mnemonic::Vmmcall)
+            || instr.cpuid_features().iter().all(|f| self.offered[*f as usize])
     }
 
     /// Physical address bits that `cpuid` shows.

@@ -24,6 +24,7 @@ compile_error!("the software CPU runs vector and x87 instructions on the host: x
 mod accel;
 mod arch;
 mod block;
+mod count;
 mod cpu;
 mod decode;
 mod exec;
@@ -32,6 +33,7 @@ mod features;
 mod flags;
 mod host;
 mod int;
+mod kvmclock;
 mod mmu;
 mod msr;
 mod ops;
@@ -40,3 +42,5 @@ mod run;
 mod state;
 
 pub use accel::{Apics, SoftAccel, SoftVcpu};
+pub use count::Counting;
+pub use cpu::WallClock;

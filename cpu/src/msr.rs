@@ -5,8 +5,9 @@ use std::sync::atomic::Ordering;
 
 use board::vcpu::msr::{IA32_APIC_BASE, IA32_EFER, IA32_TSC, IA32_TSC_DEADLINE};
 
-use crate::cpu::{Cpu, cr0, efer, seg};
+use crate::cpu::{Cpu, Todo, cr0, efer, seg};
 use crate::fault::Res;
+use crate::kvmclock::{KvmClock, SYSTEM_TIME, SYSTEM_TIME_OLD, WALL_CLOCK, WALL_CLOCK_OLD};
 
 const IA32_TSC_ADJUST: u32 = 0x3B;
 const IA32_BIOS_SIGN_ID: u32 = 0x8B;
@@ -76,6 +77,7 @@ pub(crate) struct Msrs {
     pub(crate) tsc_adjust: u64,
     pub(crate) apic_base: u64,
     pub(crate) tsc_deadline: u64,
+    pub(crate) kvmclock: KvmClock,
     /// Those without an effect.
     plain: BTreeMap<u32, u64>,
 }
@@ -97,6 +99,7 @@ impl Cpu {
     /// # Errors
     /// #GP(0) for an MSR that does not exist.
     pub(crate) fn read_msr(&mut self, msr: u32) -> Res<u64> {
+        self.publish();
         Ok(match msr {
             IA32_TSC => self.tsc(),
             IA32_APIC_BASE => self.apic.as_ref().map_or(self.msrs.apic_base, |apic| apic.base()),
@@ -122,6 +125,12 @@ impl Cpu {
                     // What the guest wrote, for as long as the timer is armed.
                     Some(0) if msr == IA32_TSC_DEADLINE => 0,
                     Some(_) if msr == IA32_TSC_DEADLINE => self.msrs.tsc_deadline,
+                    Some(value) => value,
+                    None => return self.gp(0),
+                }
+            }
+            WALL_CLOCK | WALL_CLOCK_OLD | SYSTEM_TIME | SYSTEM_TIME_OLD => {
+                match self.read_clock_msr(msr) {
                     Some(value) => value,
                     None => return self.gp(0),
                 }
@@ -157,11 +166,13 @@ impl Cpu {
                 let change = value.wrapping_sub(self.tsc());
                 self.msrs.tsc_offset = self.msrs.tsc_offset.wrapping_add(change);
                 self.msrs.tsc_adjust = self.msrs.tsc_adjust.wrapping_add(change);
+                self.show_system_time();
             }
             IA32_TSC_ADJUST => {
                 let change = value.wrapping_sub(self.msrs.tsc_adjust);
                 self.msrs.tsc_offset = self.msrs.tsc_offset.wrapping_add(change);
                 self.msrs.tsc_adjust = value;
+                self.show_system_time();
             }
             IA32_APIC_BASE => {
                 let legal = match &mut self.apic {
@@ -205,6 +216,11 @@ impl Cpu {
                 let ok = self.with_apic(|apic, io| apic.write_msr(msr, to_apic, io)) == Some(true);
                 self.mailbox.attention.store(true, Ordering::Relaxed);
                 if !ok {
+                    return self.gp(0);
+                }
+            }
+            WALL_CLOCK | WALL_CLOCK_OLD | SYSTEM_TIME | SYSTEM_TIME_OLD => {
+                if !self.write_clock_msr(msr, value) {
                     return self.gp(0);
                 }
             }
@@ -273,7 +289,11 @@ impl Cpu {
 
     /// Sets MSRs from a saved state; those that are unknown here are left out.
     pub(crate) fn restore_msrs(&mut self, all: &BTreeMap<u32, u64>) {
+        self.restore_clock(None, None);
         for (&msr, &value) in all {
+            if matches!(msr, WALL_CLOCK | WALL_CLOCK_OLD | SYSTEM_TIME | SYSTEM_TIME_OLD) {
+                continue;
+            }
             // The TSC goes first into the offset, then TSC_ADJUST says how much of it is whose.
             if self.write_msr(msr, value).is_err() {
                 self.stop = None;
@@ -285,10 +305,14 @@ impl Cpu {
         if let Some(&tsc) = all.get(&IA32_TSC) {
             self.msrs.tsc_offset = self.msrs.tsc_offset.wrapping_add(tsc.wrapping_sub(self.tsc()));
         }
+        let get = |msr, old| all.get(&msr).or(all.get(&old)).copied();
+        self.restore_clock(get(WALL_CLOCK, WALL_CLOCK_OLD), get(SYSTEM_TIME, SYSTEM_TIME_OLD));
+        // The clock may have been set before the vCPU knew, or the saved one have had another TSC.
+        self.mailbox.post(Todo::NewClock);
     }
 }
 
-const SAVED: [u32; 14] = [
+const SAVED: [u32; 16] = [
     IA32_TSC,
     IA32_TSC_ADJUST,
     IA32_SYSENTER_CS,
@@ -303,4 +327,6 @@ const SAVED: [u32; 14] = [
     IA32_TSC_AUX,
     IA32_FS_BASE,
     IA32_GS_BASE,
+    WALL_CLOCK,
+    SYSTEM_TIME,
 ];

@@ -3,11 +3,28 @@
 //! All vCPUs share one [`PhysMap`]; a change of the memory map makes a new one. It has a bit for
 //! each [`LINE`] bytes that says whether some vCPU may hold decoded blocks of them. A write to a
 //! page with such bits takes the slow path, which drops the blocks that it changes and tells every
-//! other vCPU to.
+//! other vCPU to. A byte says whose TLBs may lead writes to the page past that: before a vCPU reads
+//! the first code of it, those have to give that up.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 
 use board::memory::{MemoryMap, PAGE_SIZE};
+
+/// No TLB leads writes to the page past the slow path, since it holds code. The bits above count how
+/// often code of the page was dropped.
+const SETTLED: u8 = 1;
+const STEP: u8 = 2;
+
+/// More than one vCPU, or one whose number does not fit, may write the page unnoticed.
+const SEVERAL: u8 = u8::MAX;
+
+/// What [`PhysMap::set_code`] leaves to do.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Unsettled {
+    state: u8,
+    /// Whose TLBs may lead writes to the page past the slow path: nobody's but the caller's.
+    pub(crate) only_own: bool,
+}
 
 /// Bytes that a bit of [`Slot::code`] stands for.
 const LINE: u64 = PAGE_SIZE / 64;
@@ -28,11 +45,6 @@ impl Span {
         let first = phys % PAGE_SIZE;
         let last = (first + len - 1).min(PAGE_SIZE - 1);
         Self { page: phys - first, first: first as u16, last: last as u16 }
-    }
-
-    /// The whole page at `page`.
-    pub(crate) fn page(page: u64) -> Self {
-        Self::new(page, PAGE_SIZE)
     }
 
     /// The lines that it touches, one bit each.
@@ -58,6 +70,9 @@ struct Slot {
     log: bool,
     /// For each page the lines of which some vCPU may hold code.
     code: Box<[AtomicU64]>,
+    settled: Box<[AtomicU8]>,
+    /// By page: 0, or the only vCPU's number plus 1, or `SEVERAL`.
+    writers: Box<[AtomicU8]>,
     dirty: Box<[AtomicU64]>,
 }
 
@@ -76,6 +91,11 @@ pub(crate) struct Page {
     pub(crate) readonly: bool,
     slot: usize,
     index: usize,
+}
+
+/// What stands for a vCPU among the writers of a page, if it fits.
+fn number(id: u32) -> Option<u8> {
+    u8::try_from(id + 1).ok().filter(|number| *number != SEVERAL)
 }
 
 /// The memory map.
@@ -101,6 +121,8 @@ impl PhysMap {
                     readonly: slot.readonly,
                     log: slot.log_dirty,
                     code: zeros(pages),
+                    settled: zero_bytes(pages),
+                    writers: zero_bytes(pages),
                     dirty: zeros(words),
                 }
             })
@@ -133,14 +155,56 @@ impl PhysMap {
         self.slots[page.slot].code[page.index].load(Ordering::SeqCst)
     }
 
-    /// Notes that a vCPU is about to read code of `lines`; true if none had of the whole page.
-    pub(crate) fn set_code(&self, page: Page, lines: u64) -> bool {
-        self.slots[page.slot].code[page.index].fetch_or(lines, Ordering::SeqCst) == 0
+    /// Notes that vCPU `id` is about to read code of `lines`. If something comes back, writes to
+    /// the page may still go unnoticed: they have to be stopped, then [`PhysMap::settle`] called,
+    /// before the code is read.
+    pub(crate) fn set_code(&self, page: Page, lines: u64, id: u32) -> Option<Unsettled> {
+        let slot = &self.slots[page.slot];
+        let settled = &slot.settled[page.index];
+        // Read first: what is dropped later makes settling fail.
+        let state = settled.load(Ordering::SeqCst);
+        if slot.code[page.index].fetch_or(lines, Ordering::SeqCst) == 0 {
+            // Who notes itself after this sees the lines.
+            let writers = slot.writers[page.index].swap(0, Ordering::SeqCst);
+            let only_own = writers == 0 || Some(writers) == number(id);
+            return Some(Unsettled { state, only_own });
+        }
+        if state & SETTLED != 0 && settled.load(Ordering::SeqCst) == state {
+            return None;
+        }
+        // Another vCPU is at it, and knows whose writes they are.
+        Some(Unsettled { state, only_own: false })
+    }
+
+    /// Writes to the page are noticed from now on, unless code of it has been dropped meanwhile.
+    pub(crate) fn settle(&self, page: Page, unsettled: Unsettled) {
+        let settled = &self.slots[page.slot].settled[page.index];
+        let (old, new) = (unsettled.state, unsettled.state | SETTLED);
+        // Failing: dropped.
+        let _ = settled.compare_exchange(old, new, Ordering::SeqCst, Ordering::SeqCst);
+    }
+
+    /// Notes that the TLB of vCPU `id` is about to lead writes straight to the page, if that holds
+    /// no code when it is looked at after this.
+    pub(crate) fn note_writer(&self, page: Page, id: u32) {
+        let writers = &self.slots[page.slot].writers[page.index];
+        let own = number(id).unwrap_or(SEVERAL);
+        let now = writers.load(Ordering::SeqCst);
+        if now != own && now != SEVERAL {
+            let first = writers.compare_exchange(0, own, Ordering::SeqCst, Ordering::SeqCst);
+            if first.is_err() {
+                writers.store(SEVERAL, Ordering::SeqCst);
+            }
+        }
     }
 
     /// Notes that all vCPUs drop the code that they hold of `lines`.
     pub(crate) fn clear_code(&self, page: Page, lines: u64) {
-        self.slots[page.slot].code[page.index].fetch_and(!lines, Ordering::SeqCst);
+        let slot = &self.slots[page.slot];
+        let next = |state: u8| Some((state & !SETTLED).wrapping_add(STEP));
+        // It always has a next state.
+        let _ = slot.settled[page.index].fetch_update(Ordering::SeqCst, Ordering::SeqCst, next);
+        slot.code[page.index].fetch_and(!lines, Ordering::SeqCst);
     }
 
     /// Notes a write for the dirty log.
@@ -160,11 +224,18 @@ impl PhysMap {
     }
 }
 
-/// Zeros that take host memory only once they are written.
+/// Words of zero that take host memory only once they are written.
 fn zeros(n: usize) -> Box<[AtomicU64]> {
     let plain = Box::into_raw(vec![0_u64; n].into_boxed_slice());
     // SAFETY: the box is given up above, and AtomicU64 has the layout of u64.
     unsafe { Box::from_raw(plain as *mut [AtomicU64]) }
+}
+
+/// Bytes of the same kind.
+fn zero_bytes(n: usize) -> Box<[AtomicU8]> {
+    let plain = Box::into_raw(vec![0_u8; n].into_boxed_slice());
+    // SAFETY: the box is given up above, and AtomicU8 has the layout of u8.
+    unsafe { Box::from_raw(plain as *mut [AtomicU8]) }
 }
 
 #[cfg(test)]
@@ -177,7 +248,7 @@ mod tests {
         assert_eq!(Span::new(0x103F, 2).lines(), 0b11);
         assert_eq!(Span::new(0x1FFF, 1).lines(), 1 << 63);
         assert_eq!(Span::new(0x1FFF, 8).lines(), 1 << 63, "the rest is another page's");
-        assert_eq!(Span::page(0x1000).lines(), u64::MAX);
+        assert_eq!(Span::new(0x1000, PAGE_SIZE).lines(), u64::MAX);
         assert_eq!(Span::new(0x1045, 100).whole_lines(), Span::new(0x1040, 128));
     }
 }

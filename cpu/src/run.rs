@@ -10,7 +10,6 @@ use crate::block::Block;
 use crate::cpu::{Cpu, PAGE, Todo, seg};
 use crate::fault::{Exception, Stop, Why, vector};
 use crate::flags::bit;
-use crate::phys::Span;
 
 /// DR6: a single step.
 const BS: u64 = 1 << 14;
@@ -20,28 +19,46 @@ impl Cpu {
     pub(crate) fn execute(&mut self) -> Exit {
         self.irq_hint = true;
         self.vector.enter();
-        let exit = self.execute_blocks();
+        let exit = if self.count.is_some() {
+            self.begin_count();
+            let exit = self.execute_blocks::<true>();
+            self.end_count();
+            exit
+        } else {
+            self.execute_blocks::<false>()
+        };
         self.vector.leave();
         exit
     }
 
-    fn execute_blocks(&mut self) -> Exit {
+    /// With `COUNTED`, no block goes past the count at which timers are due.
+    fn execute_blocks<const COUNTED: bool>(&mut self) -> Exit {
         let mut next: *const Block = std::ptr::null();
         loop {
-            if next.is_null() || self.mailbox.attention.load(Ordering::Relaxed) {
+            if next.is_null()
+                || COUNTED && self.is_too_long(next)
+                || self.mailbox.attention.load(Ordering::Relaxed)
+            {
                 if !next.is_null() {
                     // SAFETY: handlers return blocks that are alive.
                     let off = unsafe { (*next).off };
                     self.rip = self.regs[PAGE].wrapping_add(u64::from(off)) & self.ip_mask();
                     self.link = None;
                 }
-                next = match self.advance() {
+                next = match self.advance::<COUNTED>() {
                     Ok(block) => block,
                     Err(exit) => return exit,
                 };
             }
             next = self.run_block(next);
         }
+    }
+
+    /// Whether timers are due before the end of `block`.
+    #[inline(always)]
+    fn is_too_long(&self, block: *const Block) -> bool {
+        // SAFETY: as in `run_block`.
+        self.due.saturating_sub(self.icount) < u64::from(unsafe { (*block).count })
     }
 
     /// Executes one block, which `find_block` or a link has named.
@@ -58,35 +75,59 @@ impl Cpu {
     }
 
     /// Between blocks, with RIP exact: does what is due and finds the next block.
-    fn advance(&mut self) -> Result<*const Block, Exit> {
+    fn advance<const COUNTED: bool>(&mut self) -> Result<*const Block, Exit> {
+        if COUNTED {
+            self.solo = true;
+        }
         loop {
             if let Some(exit) = self.settle_stop() {
                 return Err(exit);
             }
-            if self.mailbox.attention.swap(false, Ordering::SeqCst)
-                && let Some(exit) = self.attend()
-            {
-                return Err(exit);
+            if COUNTED && self.icount >= self.due {
+                self.run_due();
+            }
+            if self.mailbox.attention.swap(false, Ordering::SeqCst) {
+                if let Some(exit) = self.attend() {
+                    return Err(exit);
+                }
+                if COUNTED {
+                    self.plan();
+                    if self.icount >= self.due || self.wait_for_host() {
+                        continue;
+                    }
+                }
             }
             let shadow = self.sti_shadow || self.mov_ss_shadow;
             if !shadow && self.nmi_pending | self.irq_hint {
                 self.interrupts();
-                if self.stop.is_some() {
+                // Code that was changed before an interrupt was sent is not executed after it.
+                if self.stop.is_some() || self.mailbox.attention.load(Ordering::SeqCst) {
                     continue;
                 }
             }
             if self.mp_state != MpState::Runnable {
+                if COUNTED {
+                    self.idle();
+                    continue;
+                }
                 return Err(Exit::Halted);
             }
             let special = self.flags.rest & (bit::TF | bit::RF) != 0
                 || self.debug.control & 0xFF != 0
                 || self.watch_hit != 0;
-            if shadow || special {
+            if shadow || special || COUNTED && std::mem::take(&mut self.solo_next) {
                 self.step();
                 continue;
             }
             match self.find_block(false) {
                 Ok(block) => {
+                    if COUNTED {
+                        if self.is_too_long(block) {
+                            self.step();
+                            continue;
+                        }
+                        self.solo = false;
+                    }
                     self.make_link(block);
                     return Ok(block);
                 }
@@ -113,6 +154,7 @@ impl Cpu {
             Why::Again => None,
             Why::Shutdown => Some(Exit::Shutdown),
             Why::Exception(exception) => {
+                self.icount += 1;
                 self.watch_hit = 0;
                 self.mov_ss_shadow = false;
                 self.sti_shadow = false;
@@ -128,28 +170,9 @@ impl Cpu {
     /// Looks at what other threads and the machine want.
     fn attend(&mut self) -> Option<Exit> {
         self.irq_hint = true;
-        for todo in self.mailbox.take() {
-            match todo {
-                Todo::DropCode(span) => {
-                    self.drop_code(span);
-                }
-                Todo::Protect(page) => {
-                    if self.tlb.protect(page) {
-                        // It may have been written since the other vCPU decoded it.
-                        self.shared.tell_others(&self.mailbox, Todo::DropCode(Span::page(page)));
-                    }
-                }
-                Todo::ProtectAll => {
-                    let phys = self.phys.clone();
-                    self.tlb.protect_all(|page| {
-                        if let Some(page) = phys.page(page) {
-                            phys.mark_dirty(page);
-                        }
-                    });
-                }
-                Todo::NewMap => self.new_map(),
-            }
-        }
+        let (work, ticket) = self.mailbox.take();
+        work.into_iter().for_each(|todo| self.do_work(todo));
+        self.mailbox.answer(ticket);
         self.apic_events();
         if self.mailbox.kick.swap(false, Ordering::SeqCst) {
             return Some(Exit::Kicked);
@@ -159,6 +182,40 @@ impl Cpu {
             return Some(Exit::Kicked);
         }
         None
+    }
+
+    fn do_work(&mut self, todo: Todo) {
+        match todo {
+            Todo::DropCode(span) => {
+                self.drop_code(span);
+            }
+            Todo::Protect(page) => {
+                self.tlb.protect(page);
+            }
+            Todo::ProtectAll => {
+                let phys = self.phys.clone();
+                self.tlb.protect_all(|page| {
+                    if let Some(page) = phys.page(page) {
+                        phys.mark_dirty(page);
+                    }
+                });
+            }
+            Todo::NewMap => self.new_map(),
+            Todo::NewClock => self.show_system_time(),
+        }
+    }
+
+    /// Answers the vCPUs that wait for this one while it decodes a block. All else waits until it
+    /// has: the block may be of code that is to be dropped.
+    pub(crate) fn catch_up(&mut self) {
+        let (work, ticket) = self.mailbox.take();
+        for todo in work {
+            match todo {
+                Todo::Protect(_) => self.do_work(todo),
+                _ => self.mailbox.post(todo),
+            }
+        }
+        self.mailbox.answer(ticket);
     }
 
     /// Acts on what has arrived over the APIC bus besides interrupts.

@@ -3,9 +3,10 @@
 use std::sync::Arc;
 
 use board::vcpu::{
-    Cpuid, DebugRegisters, Events, Fpu, MpState, Segment, Segments, TableRegister, VcpuState,
+    Cpuid, DebugRegisters, Events, Fpu, MpState, Repeat, Segment, Segments, TableRegister,
+    VcpuState,
 };
-use board::{Clock, LocalApic};
+use board::{Clock, Entropy, LocalApic};
 
 use crate::block::Blocks;
 use crate::cpu::{Bits, Cpu, Mailbox, RDX, Shared, cr0, cr4, efer, seg};
@@ -40,6 +41,7 @@ impl Cpu {
             rip: 0,
             next_rip: 0,
             icount: 0,
+            due: u64::MAX,
             mailbox: mailbox.clone(),
             stop: None,
             bits: Bits::B16,
@@ -76,6 +78,10 @@ impl Cpu {
             shared: shared.clone(),
             apic,
             clock: clock.clone(),
+            count: None,
+            solo: false,
+            solo_next: false,
+            entropy: Entropy::host(),
             io: None,
             id,
         };
@@ -134,7 +140,7 @@ impl Cpu {
             fop: self.vector.fop,
             fip: self.vector.fip,
             fdp: self.vector.fdp,
-            mxcsr: self.vector.mxcsr,
+            mxcsr: self.vector.mxcsr(),
             ..Fpu::default()
         };
         for (i, st) in fpu.st.iter_mut().enumerate() {
@@ -190,6 +196,7 @@ impl Cpu {
             mp_state: self.mp_state,
             tsc_khz: self.tsc_khz,
             cpuid: self.cpuid.clone(),
+            repeat: Some(Repeat { instructions: self.icount, random: self.entropy.position() }),
         }
     }
 
@@ -247,6 +254,11 @@ impl Cpu {
         self.mp_state = state.mp_state;
         (self.stop, self.link, self.watch_hit) = (None, None, 0);
         self.restore_exception(events);
+        if let Some(repeat) = state.repeat {
+            self.icount = repeat.instructions;
+            self.entropy.seek(repeat.random);
+        }
+        self.solo_next = false;
         self.irq_hint = true;
         self.tlb.flush_all();
         self.update_mode();
@@ -285,7 +297,7 @@ impl Cpu {
         }
         self.vector.reload();
         (self.vector.fop, self.vector.fip, self.vector.fdp) = (fpu.fop, fpu.fip, fpu.fdp);
-        self.vector.mxcsr = fpu.mxcsr & MXCSR_MASK;
+        self.vector.set_mxcsr(fpu.mxcsr & MXCSR_MASK);
         let high = state.xsave.get(&YMM);
         for (i, ymm) in self.vector.context.ymm.iter_mut().enumerate() {
             ymm[..16].copy_from_slice(&fpu.xmm[i]);

@@ -334,6 +334,111 @@ fn watchpoints_and_breakpoints() {
 }
 
 #[test]
+fn a_port_breakpoint_traps_behind_the_access() {
+    // in al, 0x61; nop; hlt
+    let mut guest = Guest::long(&[0xE4, 0x61, 0x90, 0xF4]);
+    guest.state.debug.address[2] = 0x60;
+    // Two bytes, enabled: 0x60 and 0x61.
+    guest.state.debug.control = 0x400 | 1 << 4 | 0x6 << 24;
+    guest.state.cr4 |= 8;
+    let after = guest.run(&NoIo::default());
+    assert_eq!(guest.exception(&after), (1, 0, CODE + 2));
+    assert_eq!(after.debug.status & 0xF, 4);
+    // Without CR4.DE there are no such breakpoints.
+    guest.state.cr4 &= !8;
+    assert_eq!(guest.run(&NoIo::default()).rip, CODE + 4);
+}
+
+#[test]
+fn a_watchpoint_that_is_not_enabled_does_not_trap() {
+    // mov [rdi], eax; hlt
+    let mut guest = Guest::long(&[0x89, 0x07, 0xF4]);
+    guest.state.gpr[7] = DATA;
+    guest.state.debug.address = [DATA, DATA + 64, 0, 0];
+    // Only the second is enabled.
+    guest.state.debug.control = 0x400 | 1 << 2 | 0xDD << 16;
+    assert_eq!(guest.run(&NoIo::default()).rip, CODE + 3);
+}
+
+/// A TSS for entering ring 0, and ring 3 as the state to begin with.
+fn ring3(guest: &mut Guest) {
+    const TSS: u64 = 0x3_7000;
+    guest.put(TSS + 4, STACK);
+    let s = &mut guest.state;
+    s.segments.tr = Segment { selector: 0x28, base: TSS, limit: 0x67, attributes: 0x8B };
+    s.segments.cs = segment(0x33, 0xA0FB);
+    s.segments.ss = segment(0x3B, 0xC0F3);
+    s.segments.ds = segment(0x3B, 0xC0F3);
+    s.gpr[4] = DATA + 0x800;
+}
+
+#[test]
+fn alignment_is_checked_where_it_was_asked_for() {
+    // mov eax, [rdi]; ud2
+    let mut guest = Guest::long(&[0x8B, 0x07, 0x0F, 0x0B]);
+    ring3(&mut guest);
+    const AM: u64 = 1 << 18;
+    const AC: u64 = 1 << 18;
+    for (cr0, flags, address, vector) in [
+        (AM, AC, DATA + 2, 17),
+        (AM, AC, DATA + 4, 6),
+        (AM, 0, DATA + 2, 6),
+        (0, AC, DATA + 2, 6),
+        // Across pages; and a page fault comes first.
+        (AM, AC, DATA + 0xFFE, 17),
+        (AM, AC, 0x4000_0002, 14),
+    ] {
+        guest.state.cr0 = guest.state.cr0 & !AM | cr0;
+        guest.state.rflags = 2 | flags;
+        guest.state.gpr[7] = address;
+        let after = guest.run(&NoIo::default());
+        let (is, error, _) = guest.exception(&after);
+        assert_eq!(is, vector, "CR0 {cr0:x} flags {flags:x} at {address:x}");
+        assert_eq!(error, if vector == 14 { 4 } else { 0 });
+    }
+    // A locked access, and the supervisor, whom nobody checks.
+    guest.ram.write(CODE, &[0xF0, 0xFF, 0x07, 0x0F, 0x0B]).unwrap();
+    guest.state.gpr[7] = DATA + 1;
+    let after = guest.run(&NoIo::default());
+    assert_eq!(guest.exception(&after).0, 17);
+    guest.state.segments.cs = segment(8, 0xA09B);
+    guest.state.segments.ss = segment(16, 0xC093);
+    guest.state.gpr[4] = STACK;
+    let after = guest.run(&NoIo::default());
+    assert_eq!(guest.exception(&after).0, 6);
+}
+
+#[test]
+fn the_kvm_clock_page_says_how_the_tsc_becomes_time() {
+    // wrmsr; rdtsc; shl rdx, 32; or rax, rdx; hlt
+    let code = [0x0F, 0x30, 0x0F, 0x31, 0x48, 0xC1, 0xE2, 0x20, 0x48, 0x09, 0xD0, 0xF4];
+    let mut guest = Guest::long(&code);
+    guest.state.gpr[1] = 0x4B56_4D01;
+    guest.state.gpr[0] = (DATA + 8) | 1;
+    let before = guest.accel.clock().unwrap().nanos;
+    let after = guest.run(&NoIo::default());
+    let word = |at: u64| guest.get(DATA + 8 + at);
+    let (version, began, base) = (word(0) as u32, word(8), word(16));
+    let (multiplier, shift, flags) =
+        (word(24) as u32, (word(24) >> 32) as i8, (word(24) >> 40) as u8);
+    assert_eq!((version % 2, flags), (0, 1));
+    assert!(version > 0 && shift >= 0);
+    let ticks = u128::from(after.gpr[0].wrapping_sub(began) << shift);
+    let now = base.wrapping_add(((ticks * u128::from(multiplier)) >> 32) as u64);
+    assert!((before..=guest.accel.clock().unwrap().nanos).contains(&now));
+
+    // It is saved; where CPUID does not offer it, there is no such MSR.
+    guest.state = guest.vcpu.save().unwrap();
+    assert_eq!(guest.state.msrs[&0x4B56_4D01], (DATA + 8) | 1);
+    (guest.state.rip, guest.state.mp_state) = (CODE, MpState::Runnable);
+    guest.state.gpr = [0; 16];
+    (guest.state.gpr[1], guest.state.gpr[4]) = (0x4B56_4D01, STACK);
+    guest.state.cpuid.get_mut(0x4000_0001, 0).unwrap().eax = 0;
+    let after = guest.run(&NoIo::default());
+    assert_eq!(guest.exception(&after), (13, 0, CODE));
+}
+
+#[test]
 fn a_fault_without_handlers_is_a_triple_fault() {
     let mut guest = Guest::long(&[0x0F, 0x0B]);
     guest.state.idt.limit = 0;

@@ -3,6 +3,8 @@
 use std::net::{Ipv4Addr, TcpListener};
 use std::time::Duration;
 
+use board::Entropy;
+
 use crate::block::Disk;
 use crate::chardev::NullPort;
 use crate::net::testing::{GUEST, Guest, MAC};
@@ -15,7 +17,7 @@ use crate::virtio::blk::{Blk, BlkOptions};
 use crate::virtio::console::{Console, PortSpec};
 use crate::virtio::driver::{Rig, poke};
 use crate::virtio::net::{Net, NetOptions};
-use crate::virtio::rng::{EntropySource, Rng};
+use crate::virtio::rng::Rng;
 
 /// A cursor over a target's bytes, which gives zeros behind their end.
 struct Input<'a>(&'a [u8]);
@@ -99,18 +101,9 @@ pub(crate) fn mangle(rig: &mut Rig, bytes: &[u8]) {
     assert!(saved(rig).is_some());
 }
 
-/// Random numbers that are none.
-struct Constant;
-
-impl EntropySource for Constant {
-    fn fill(&mut self, data: &mut [u8]) {
-        data.fill(0xA5);
-    }
-}
-
 /// virtio-rng: rings, registers.
 pub fn virtio_rng(bytes: &[u8]) {
-    let mut rig = Rig::new(4 << 20, |_, _| Box::new(Rng::new(Box::new(Constant))));
+    let mut rig = Rig::new(4 << 20, |_, _| Box::new(Rng::new(Entropy::seeded(1, "rng"))));
     mangle(&mut rig, bytes);
 }
 

@@ -8,9 +8,10 @@ use std::io::{self, Write};
 
 use crate::error::CommandError;
 use crate::state::{
-    Chardev, Cpu, IoApic, IrqStats, Kvm, LocalApic, MemoryTree, PciBus, Pic, Registers, RunState,
-    Version,
+    Chardev, Cpu, Icount, IoApic, IrqStats, Kvm, LocalApic, MemoryTree, PciBus, Pic, Registers,
+    RunState, Version,
 };
+use crate::virtio::{Balloon, VirtioInfo, VirtioQueue, VirtioStatus};
 
 /// The machine as the monitor sees it.
 pub trait Control {
@@ -22,6 +23,8 @@ pub trait Control {
     fn uuid(&self) -> [u8; 16];
     /// Whether KVM runs the vCPUs, and whether it could.
     fn kvm(&self) -> Kvm;
+    /// The instructions executed and the VM clock; `None` where the accelerator does not count.
+    fn icount(&mut self) -> Option<Icount>;
     /// The character devices, in the order in which they were made.
     fn chardevs(&self) -> Vec<Chardev>;
 
@@ -118,6 +121,22 @@ pub trait Control {
     /// # Errors
     /// [`CommandError::Remark`] with the cause.
     fn hostfwd_remove(&mut self, netdev: Option<&str>, rule: &str) -> Result<String, CommandError>;
+    /// The virtio devices.
+    fn virtio_devices(&mut self) -> Vec<VirtioInfo>;
+    /// The virtio device at `path`, if there is one.
+    fn virtio_status(&mut self, path: &str) -> Option<VirtioStatus>;
+    /// Queue `index` of the virtio device at `path`, if there is one.
+    fn virtio_queue(&mut self, path: &str, index: usize) -> Option<VirtioQueue>;
+    /// The memory balloon.
+    ///
+    /// # Errors
+    /// [`CommandError::Refused`] on a machine without.
+    fn balloon(&mut self) -> Result<Balloon, CommandError>;
+    /// Asks the guest to get along with `bytes` of RAM.
+    ///
+    /// # Errors
+    /// As [`balloon`](Self::balloon).
+    fn set_balloon(&mut self, bytes: u64) -> Result<(), CommandError>;
 
     /// Makes (or empties) a file of the host.
     fn create_file(&mut self, path: &str) -> io::Result<Box<dyn Write>>;

@@ -79,10 +79,13 @@ pub enum Event {
     GuestPanicked(PanicAction),
     /// A device is gone, after `device_del` or by the guest's own will; its id if it had one.
     DeviceDeleted(Option<String>),
+    /// The balloon has another size: so many bytes of RAM does it leave the guest.
+    BalloonChange(u64),
 }
 
 /// Every event's name and data, for the schema.
-pub(crate) const ALL: [(&str, &[Member]); 7] = [
+pub(crate) const ALL: [(&str, &[Member]); 8] = [
+    ("BALLOON_CHANGE", types::BALLOON_CHANGE),
     ("DEVICE_DELETED", types::DEVICE_DELETED),
     ("GUEST_PANICKED", types::PANIC),
     ("POWERDOWN", &[]),
@@ -111,6 +114,7 @@ impl Event {
                 };
                 ("GUEST_PANICKED", Some(json!({ "action": action })))
             }
+            Self::BalloonChange(actual) => ("BALLOON_CHANGE", Some(json!({ "actual": actual }))),
             Self::DeviceDeleted(Some(id)) => {
                 let path = format!("/machine/peripheral/{id}");
                 ("DEVICE_DELETED", Some(json!({ "device": id, "path": path })))

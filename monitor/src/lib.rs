@@ -26,6 +26,7 @@ mod schema;
 pub mod state;
 mod table;
 mod text;
+pub mod virtio;
 
 pub use args::{Args, Value};
 pub use control::Control;

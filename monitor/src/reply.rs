@@ -9,6 +9,7 @@ use crate::state::{
     AddressSpace, Chardev, IoApic, IrqStats, Kvm, LocalApic, PciBus, Pic, Registers, RunState,
     Version,
 };
+use crate::virtio::{Balloon, VirtioInfo, VirtioQueue, VirtioStatus};
 
 /// A command's answer.
 #[derive(Clone, Debug, Serialize)]
@@ -65,6 +66,14 @@ pub enum Reply {
     Port(PortRead),
     /// `sum`
     Checksum(u16),
+    /// `info virtio`
+    Virtio(Vec<VirtioInfo>),
+    /// `info virtio-status`
+    VirtioStatus(Box<VirtioStatus>),
+    /// `info virtio-queue-status`
+    VirtioQueue(Box<VirtioQueue>),
+    /// `info balloon`
+    Balloon(Balloon),
     /// `query-commands`
     Commands(Vec<CommandName>),
     /// `query-qmp-schema`

@@ -233,6 +233,8 @@ pub(crate) mod types {
     /// The data of RESET and SHUTDOWN
     pub(crate) const CAUSE: &[Member] =
         &[member("guest", Type::Bool), member("reason", SHUTDOWN_CAUSE)];
+    /// The data of BALLOON_CHANGE
+    pub(crate) const BALLOON_CHANGE: &[Member] = &[member("actual", Type::Int)];
     /// The data of DEVICE_DELETED
     pub(crate) const DEVICE_DELETED: &[Member] =
         &[Member::optional("device", Type::Str), member("path", Type::Str)];

@@ -119,6 +119,17 @@ pub struct Kvm {
     pub present: bool,
 }
 
+/// How far a run is, by a count that is the same in each run with `--icount`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct Icount {
+    /// Instructions that the first vCPU has executed.
+    pub instructions: u64,
+    /// The VM clock, in nanoseconds.
+    pub nanos: u64,
+    /// Nanoseconds of the clock that an instruction takes; `None` without `--icount`.
+    pub step: Option<u64>,
+}
+
 /// A character device.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]

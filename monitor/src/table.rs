@@ -117,14 +117,14 @@ impl Arg {
         Self::new(name, ArgKind::Text, Complete::File)
     }
 
+    /// A word.
+    pub const fn text(name: &'static str) -> Self {
+        Self::new(name, ArgKind::Text, Complete::Nothing)
+    }
+
     /// A command's name, which may have several words.
     pub const fn command(name: &'static str) -> Self {
         Self::new(name, ArgKind::Rest, Complete::Command)
-    }
-
-    /// One word.
-    pub const fn text(name: &'static str) -> Self {
-        Self::new(name, ArgKind::Text, Complete::Nothing)
     }
 
     /// The rest of the line.
@@ -180,6 +180,7 @@ pub fn commands() -> impl Iterator<Item = &'static Command> {
         topics::memory::COMMANDS,
         topics::io::COMMANDS,
         topics::net::COMMANDS,
+        topics::virtio::COMMANDS,
         topics::protocol::COMMANDS,
     ]
     .into_iter()

@@ -369,7 +369,14 @@ fn replies_are_of_the_types_that_the_schema_names() {
         let arguments = match form.name {
             "memsave" | "pmemsave" => json!({ "val": 0, "size": 1, "filename": "f" }),
             "device_add" => json!({ "driver": "d" }),
-            "device_del" => json!({ "id": "d" }),
+            "device_del" | "netdev_del" => json!({ "id": "d" }),
+            "netdev_add" => json!({ "type": "user", "id": "d" }),
+            "set_link" => json!({ "name": "d", "up": true }),
+            "hostfwd-add" => json!({ "rule": "tcp::1-:2" }),
+            "hostfwd-remove" => json!({ "rule": "tcp::1" }),
+            "balloon" => json!({ "value": 1 }),
+            "x-query-virtio-status" => json!({ "path": common::VIRTIO }),
+            "x-query-virtio-queue-status" => json!({ "path": common::VIRTIO, "queue": 0 }),
             "human-monitor-command" => json!({ "command-line": "info status" }),
             _ => json!({}),
         };

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use board::accel::Irqchip;
 use board::memory::MemoryMap;
-use board::{Accel, Clock, Device, EventLoop, LoopHandle, Msi, Region, Slot, VcpuState};
+use board::{Accel, Device, EventLoop, LoopHandle, Msi, Region, Slot, VcpuState};
 use monitor::state::RunState;
 use vmm::cli::Cli;
 use vmm::config::Config;
@@ -49,7 +49,7 @@ impl Rig {
         let cli = Cli::read(console.iter().chain(args).map(OsString::from))
             .expect("the command line is right");
         let config = Config::new(cli).expect("the options are right");
-        let events = EventLoop::new(Clock::stopped()).expect("the host has fds left");
+        let events = EventLoop::new(config.clock()).expect("the host has fds left");
         let requests = Requests::new();
         let built = Machine::build_on(open, config, &events.handle(), requests.clone());
         let (machine, _) = built.unwrap_or_else(|e| panic!("{e}"));

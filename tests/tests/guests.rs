@@ -343,3 +343,17 @@ fn nonsense_that_may_end_the_guest_ends_nothing_else() {
         }
     });
 }
+
+/// Code that changes under those who execute it. KVM that emulates ring 0 has its own idea of that.
+#[test]
+fn code_that_changes() {
+    for cpus in ["1", "2", "4"] {
+        let rounds = format!("rounds={}", soak(600, 20_000));
+        let vmm = boot(Accel::Soft, "selfmod").append(&rounds).args(["--smp", cpus]).within(280);
+        let finished = vmm.start().finish();
+        finished.succeeded().says(&["own stores: ", "the next instruction\n", "DMA: "]);
+        if cpus != "1" {
+            finished.says(&["by another processor: ", "by IPI: "]);
+        }
+    }
+}

@@ -43,7 +43,7 @@ fn open_soft(
             "--machine kernel-irqchip=on is for KVM only: leave it out, or add --accel kvm".into(),
         ));
     }
-    Ok(soft::open(map, events)?)
+    Ok(soft::open(config, map, events)?)
 }
 
 #[cfg(feature = "kvm")]

@@ -1,7 +1,5 @@
 //! The program round a machine: the main loop, the monitors, signals, and the way out.
 
-use std::fs::File;
-use std::io::Write;
 use std::os::fd::AsRawFd;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
@@ -9,13 +7,14 @@ use std::time::Duration;
 use board::device::{Notifier, Tag};
 use board::event::{EventTarget, Readiness, Watch};
 use board::time::ClockKind;
-use board::{Clock, EventLoop, LoopHandle, VmTime};
+use board::{EventLoop, LoopHandle, VmTime};
 use devices::chardev::terminal;
 use monitor::Cause;
 
 use crate::config::{AccelChoice, Config};
 use crate::console::{Operator, Session};
 use crate::machine::{Machine, Requests};
+use crate::pidfile::Pidfile;
 use crate::signals::{Signal, Signals};
 use crate::{Error, accel, report, sandbox};
 
@@ -95,24 +94,6 @@ impl EventTarget for App {
     }
 }
 
-/// Writes the process id, and removes the file in the end.
-struct Pidfile(std::path::PathBuf);
-
-impl Pidfile {
-    fn write(path: &std::path::Path) -> Result<Self, Error> {
-        let write = || writeln!(File::create(path)?, "{}", std::process::id());
-        write().map_err(|cause| Error::Write { path: path.to_owned(), cause })?;
-        Ok(Self(path.to_owned()))
-    }
-}
-
-impl Drop for Pidfile {
-    fn drop(&mut self) {
-        // It may have been removed by whoever asked for it.
-        let _ = std::fs::remove_file(&self.0);
-    }
-}
-
 /// Makes the machine that `config` asks for and runs it to its end. `ready` is called once nothing
 /// can go wrong any more that belongs to starting. Gives back the exit status.
 ///
@@ -120,7 +101,7 @@ impl Drop for Pidfile {
 /// With the cause and the remedy, when the machine cannot be made.
 pub fn run(config: Config, ready: impl FnOnce()) -> Result<u8, Error> {
     let mut events =
-        EventLoop::new(Clock::stopped()).map_err(Error::host("make the main loop's fds"))?;
+        EventLoop::new(config.clock()).map_err(Error::host("make the main loop's fds"))?;
     let handle = events.handle();
     let requests = Requests::new();
     let (pidfile, paused, sandboxed) = (config.pidfile.clone(), config.paused, config.sandbox);

@@ -71,6 +71,19 @@ pub struct Cli {
     /// The real-time clock: base=utc|localtime|DATE, clock=host|vm
     #[arg(long, value_name = "base=,clock=", help_heading = "Machine")]
     pub rtc: Option<String>,
+    /// The clock follows the instructions executed, so that a run repeats: [shift=]N|auto (an
+    /// instruction takes 2^N ns), sleep=on|off (whether an idle guest takes its time); one vCPU
+    #[arg(
+        long,
+        value_name = "shift=,sleep=",
+        num_args = 0..=1,
+        default_missing_value = "auto",
+        help_heading = "Machine"
+    )]
+    pub icount: Option<String>,
+    /// The guest's random numbers come from this number instead of from the host
+    #[arg(long, value_name = "N", help_heading = "Machine")]
+    pub seed: Option<String>,
     /// Give the guest a file: name=opt/NAME,file=PATH or ,string=TEXT
     #[arg(long = "fw_cfg", alias = "fw-cfg", value_name = "name=", help_heading = "Machine")]
     pub fw_cfg: Vec<String>,

@@ -6,9 +6,10 @@ use std::io::{self, Write};
 use board::Bus;
 use board::memory::MemoryMap;
 use monitor::state::{
-    AddressSpace, Chardev, Cpu, IoApic, IrqStats, Kvm, LocalApic, MemoryRegion, MemoryTree, PciBus,
-    Pic, RegionKind, Registers, RunState, Version,
+    AddressSpace, Chardev, Cpu, Icount, IoApic, IrqStats, Kvm, LocalApic, MemoryRegion, MemoryTree,
+    PciBus, Pic, RegionKind, Registers, RunState, Version,
 };
+use monitor::virtio::{Balloon, VirtioInfo, VirtioQueue, VirtioStatus};
 use monitor::{Cause, CommandError, Control};
 
 use crate::machine::Machine;
@@ -35,6 +36,13 @@ impl Control for Machine {
 
     fn kvm(&self) -> Kvm {
         Kvm { enabled: self.accel().name() == "kvm", present: cfg!(feature = "kvm") }
+    }
+
+    fn icount(&mut self) -> Option<Icount> {
+        let repeat = self.vcpu_state(0).ok()?.repeat?;
+        let step = self.config().icount.map(|icount| 1 << icount.shift);
+        let nanos = self.clock().now().nanos();
+        Some(Icount { instructions: repeat.instructions, nanos, step })
     }
 
     fn chardevs(&self) -> Vec<Chardev> {
@@ -228,6 +236,26 @@ impl Control for Machine {
 
     fn hostfwd_remove(&mut self, netdev: Option<&str>, rule: &str) -> Result<String, CommandError> {
         Machine::hostfwd_remove(self, netdev, rule).map_err(remark)
+    }
+
+    fn virtio_devices(&mut self) -> Vec<VirtioInfo> {
+        Machine::virtio_devices(self)
+    }
+
+    fn virtio_status(&mut self, path: &str) -> Option<VirtioStatus> {
+        Machine::virtio_status(self, path)
+    }
+
+    fn virtio_queue(&mut self, path: &str, index: usize) -> Option<VirtioQueue> {
+        Machine::virtio_queue(self, path, index)
+    }
+
+    fn balloon(&mut self) -> Result<Balloon, CommandError> {
+        Machine::balloon(self)
+    }
+
+    fn set_balloon(&mut self, bytes: u64) -> Result<(), CommandError> {
+        Machine::set_balloon(self, bytes)
     }
 
     fn create_file(&mut self, path: &str) -> io::Result<Box<dyn Write>> {

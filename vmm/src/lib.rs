@@ -18,6 +18,7 @@ pub mod kvm;
 pub mod log;
 pub mod machine;
 pub mod paging;
+pub mod pidfile;
 pub mod report;
 pub mod sandbox;
 pub mod signals;

@@ -42,6 +42,7 @@ fn output(cpu: &mut Cpu, instr: &Instruction) -> Res {
 impl Cpu {
     /// Reads a port; `run` looks at the machine's wishes before the next block.
     pub(crate) fn port_read(&mut self, port: u16, size: u64) -> u64 {
+        self.watch_port(port, size);
         let mut data = [0; 8];
         self.io().pio_read(port, &mut data[..size as usize]);
         self.mailbox.attention.store(true, std::sync::atomic::Ordering::Relaxed);
@@ -50,6 +51,7 @@ impl Cpu {
 
     /// Writes a port; `run` looks at the machine's wishes before the next block.
     pub(crate) fn port_write(&mut self, port: u16, size: u64, value: u64) {
+        self.watch_port(port, size);
         self.io().pio_write(port, &value.to_le_bytes()[..size as usize]);
         self.mailbox.attention.store(true, std::sync::atomic::Ordering::Relaxed);
     }

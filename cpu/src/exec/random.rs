@@ -1,4 +1,4 @@
-//! RDRAND and RDSEED: the host's random numbers.
+//! RDRAND and RDSEED: random numbers of the host, or of the stream that `--seed` gives.
 
 use iced_x86::{Instruction, Mnemonic};
 
@@ -12,11 +12,8 @@ pub(super) fn find(mnemonic: Mnemonic) -> Option<Exec> {
 }
 
 fn random(cpu: &mut Cpu, instr: &Instruction) -> Res {
-    let mut bytes = [0_u8; 8];
-    // SAFETY: `bytes` is 8 writable bytes.
-    let got = unsafe { libc::getrandom(bytes.as_mut_ptr().cast(), bytes.len(), 0) };
-    let ok = got == bytes.len() as isize;
-    cpu.put(instr.op0_register(), if ok { u64::from_le_bytes(bytes) } else { 0 });
-    cpu.flags.set_arith(if ok { bit::CF } else { 0 });
+    let number = cpu.entropy.number();
+    cpu.put(instr.op0_register(), number.unwrap_or(0));
+    cpu.flags.set_arith(if number.is_some() { bit::CF } else { 0 });
     Ok(())
 }

@@ -31,6 +31,7 @@ pub(super) fn find(mnemonic: Mnemonic) -> Option<Exec> {
         M::Rdpid => rdpid,
         M::Rdpmc => |cpu, _| cpu.gp(0),
         M::Cpuid => cpuid,
+        M::Vmcall | M::Vmmcall => |cpu, _| cpu.hypercall(),
         M::Swapgs => swapgs,
         M::Rdfsbase => |cpu, i| read_base(cpu, i, seg::FS),
         M::Rdgsbase => |cpu, i| read_base(cpu, i, seg::GS),
@@ -260,7 +261,7 @@ impl Cpu {
     /// The time-stamp counter.
     pub(crate) fn tsc(&self) -> u64 {
         let khz = u128::from(self.tsc_khz.max(1));
-        let ticks = u128::from(self.clock.now().nanos()) * khz / 1_000_000;
+        let ticks = u128::from(self.now().nanos()) * khz / 1_000_000;
         (ticks as u64).wrapping_add(self.msrs.tsc_offset)
     }
 }

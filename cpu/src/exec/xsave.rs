@@ -75,7 +75,7 @@ fn put_x87(cpu: &mut Cpu, area: &mut [u8], wide: bool) {
 }
 
 fn put_mxcsr(cpu: &Cpu, area: &mut [u8]) {
-    area[24..28].copy_from_slice(&cpu.vector.mxcsr.to_le_bytes());
+    area[24..28].copy_from_slice(&cpu.vector.mxcsr().to_le_bytes());
     area[28..32].copy_from_slice(&MXCSR_MASK.to_le_bytes());
 }
 
@@ -141,7 +141,8 @@ fn fxrstor(cpu: &mut Cpu, instr: &Instruction) -> Res {
     }
     let mut area = [0; 512];
     cpu.read_bytes(linear, &mut area)?;
-    cpu.vector.mxcsr = mxcsr_of(cpu, &area)?;
+    let mxcsr = mxcsr_of(cpu, &area)?;
+    cpu.vector.set_mxcsr(mxcsr);
     take_x87(cpu, &area, is_wide(instr));
     take_xmm(cpu, &area);
     Ok(())
@@ -200,7 +201,7 @@ fn xsave(cpu: &mut Cpu, instr: &Instruction, form: Form) -> Res {
     // The plain form writes all that is asked for; the others leave initial components out. A
     // non-initial MXCSR makes SSE count as in use for the compacted form.
     let mut saved = if form == Form::Plain { rfbm } else { rfbm & used };
-    if form == Form::Compact && rfbm & SSE != 0 && cpu.vector.mxcsr != MXCSR_RESET {
+    if form == Form::Compact && rfbm & SSE != 0 && cpu.vector.mxcsr() != MXCSR_RESET {
         saved |= SSE;
     }
     if saved & X87 != 0 {
@@ -264,9 +265,10 @@ fn xrstor(cpu: &mut Cpu, instr: &Instruction) -> Res {
     }
     let mxcsr = if compact { present & SSE != 0 } else { rfbm & (SSE | AVX) != 0 };
     if mxcsr {
-        cpu.vector.mxcsr = mxcsr_of(cpu, &area)?;
+        let mxcsr = mxcsr_of(cpu, &area)?;
+        cpu.vector.set_mxcsr(mxcsr);
     } else if rfbm & SSE != 0 {
-        cpu.vector.mxcsr = MXCSR_RESET;
+        cpu.vector.set_mxcsr(MXCSR_RESET);
     }
     if present & X87 != 0 {
         take_x87(cpu, &area, is_wide(instr));

@@ -2,6 +2,7 @@
 
 use iced_x86::Instruction;
 
+use super::MXCSR_FLAGS;
 use super::stub::{self, Stub, Unit};
 use crate::block::{Block, Op};
 use crate::cpu::{Cpu, PAGE, cr4};
@@ -135,16 +136,24 @@ impl Cpu {
         if self.tlb.entry(linear).write == tag { Ok(()) } else { self.probe_write(linear, size) }
     }
 
-    /// Runs a stub under the guest's MXCSR; raises #XM for what the guest does not mask.
-    fn run_float(&mut self, stub: &Stub) -> Res {
-        let mxcsr = self.vector.mxcsr;
-        let unmasked = !(mxcsr >> 7) & 0x3F;
-        let context = &mut self.vector.context;
-        context.mxcsr_run = mxcsr & !0x3F | 0x1F80;
-        let saved = stub.target.filter(|_| unmasked != 0).map(|n| (n, context.ymm[n]));
-        stub.run(context);
-        let raised = context.mxcsr_run & 0x3F;
-        self.vector.mxcsr |= raised;
+    /// Runs a stub that computes under MXCSR; raises #XM for what the guest does not mask.
+    #[inline(always)]
+    pub(super) fn run_float(&mut self, stub: &Stub) -> Res {
+        if self.vector.unmasked() != 0 {
+            return self.run_unmasked(stub);
+        }
+        stub.run(&mut self.vector.context);
+        Ok(())
+    }
+
+    #[cold]
+    fn run_unmasked(&mut self, stub: &Stub) -> Res {
+        let (mxcsr, unmasked) = (self.vector.mxcsr(), self.vector.unmasked());
+        self.vector.set_mxcsr(mxcsr & !MXCSR_FLAGS);
+        let saved = stub.target.map(|n| (n, self.vector.context.ymm[n]));
+        stub.run(&mut self.vector.context);
+        let raised = self.vector.mxcsr() & MXCSR_FLAGS;
+        self.vector.set_mxcsr(mxcsr | raised);
         if raised & unmasked == 0 {
             return Ok(());
         }

@@ -347,18 +347,11 @@ pub(crate) fn build(
             mov_gpr(&mut out, host.number() as u8, offset_of!(Context, gpr) + 8 * i, false);
         }
     }
-    if float {
-        ldmxcsr(&mut out, offset_of!(Context, mxcsr_run), 2);
-    }
     out.extend_from_slice(encoded);
     if flags != 0 {
         // pushfq; pop [r8 + flags]
         out.extend_from_slice(&[0x9C, 0x41, 0x8F]);
         mem(offset_of!(Context, flags), &mut out, 0);
-    }
-    if float {
-        ldmxcsr(&mut out, offset_of!(Context, mxcsr_run), 3);
-        ldmxcsr(&mut out, offset_of!(Context, mxcsr_host), 2);
     }
     for (i, host) in SLOTS.iter().enumerate() {
         if gpr[i].is_some_and(|(_, written)| written) {
@@ -385,12 +378,6 @@ fn is_write(access: OpAccess) -> bool {
         access,
         OpAccess::Write | OpAccess::ReadWrite | OpAccess::CondWrite | OpAccess::ReadCondWrite
     )
-}
-
-/// LDMXCSR (`op` 2) or STMXCSR (`op` 3) of `[r8 + offset]`.
-fn ldmxcsr(out: &mut Vec<u8>, offset: usize, op: u8) {
-    out.extend_from_slice(&[0x41, 0x0F, 0xAE]);
-    mem(offset, out, op);
 }
 
 /// The arithmetic flags that `instr` changes, as bits of RFLAGS.

@@ -261,12 +261,12 @@ fn ldmxcsr(cpu: &mut Cpu, instr: &Instruction) -> Res {
     if value & !MXCSR_MASK != 0 {
         return cpu.gp(0);
     }
-    cpu.vector.mxcsr = value;
+    cpu.vector.set_mxcsr(value);
     Ok(())
 }
 
 fn stmxcsr(cpu: &mut Cpu, instr: &Instruction) -> Res {
     mxcsr_available(cpu, instr)?;
     let linear = cpu.address(instr, 4, true)?;
-    cpu.store_n(linear, 4, u64::from(cpu.vector.mxcsr))
+    cpu.store_n(linear, 4, u64::from(cpu.vector.mxcsr()))
 }

@@ -33,6 +33,11 @@ impl Place {
         // SAFETY: the offset stays within the page.
         self.page.map(|page| unsafe { page.host.add((self.phys & 0xFFF) as usize) })
     }
+
+    /// Whether a write ends in memory: no device sees it.
+    fn is_plain(&self) -> bool {
+        self.page.is_some_and(|page| !page.readonly)
+    }
 }
 
 impl Cpu {
@@ -136,10 +141,18 @@ impl Cpu {
         let place = self.translate(linear, access)?;
         if first < data.len() {
             let rest = self.translate(self.wrap(linear.wrapping_add(first as u64)), access)?;
+            self.check_alignment(linear, data.len(), access)?;
+            if place.page.is_none() || rest.page.is_none() {
+                self.alone()?;
+            }
             let (a, b) = data.split_at_mut(first);
             self.read_place(place, a);
             self.read_place(rest, b);
         } else {
+            self.check_alignment(linear, data.len(), access)?;
+            if place.page.is_none() {
+                self.alone()?;
+            }
             self.read_place(place, data);
         }
         Ok(())
@@ -152,11 +165,29 @@ impl Cpu {
         let place = self.translate(linear, access)?;
         if first < data.len() {
             let rest = self.translate(self.wrap(linear.wrapping_add(first as u64)), access)?;
+            self.check_alignment(linear, data.len(), access)?;
+            if !place.is_plain() || !rest.is_plain() {
+                self.alone()?;
+            }
             let (a, b) = data.split_at(first);
             self.write_place(place, a);
             self.write_place(rest, b);
         } else {
+            self.check_alignment(linear, data.len(), access)?;
+            if !place.is_plain() {
+                self.alone()?;
+            }
             self.write_place(place, data);
+        }
+        Ok(())
+    }
+
+    /// Raises #AC for a misaligned word, doubleword or quadword where that is checked. Larger
+    /// operands have rules of their own.
+    fn check_alignment(&mut self, linear: u64, size: usize, access: Access) -> Res {
+        let checked = access.user && matches!(size, 2 | 4 | 8) && self.checks_alignment();
+        if checked && linear & (size as u64 - 1) != 0 {
+            return self.raise_error(vector::AC, 0);
         }
         Ok(())
     }
@@ -184,18 +215,22 @@ impl Cpu {
         let page = if self.apic_page(walk.phys) { None } else { self.phys.page(walk.phys) };
         if let Some(page) = page {
             let rights = match access {
+                Access { user: true, .. } if self.checks_alignment() => Rights::UserAligned,
                 Access { user: true, .. } => Rights::User,
                 Access { smap: true, .. } => Rights::Supervisor,
                 _ if self.cr4 & crate::cpu::cr4::SMAP == 0 => Rights::Supervisor,
                 _ => Rights::SupervisorAc,
             };
             let writable = walk.write && !page.readonly;
+            if writable {
+                self.phys.note_writer(page, self.id);
+            }
             let code = self.phys.code(page) != 0;
             let write = writable && !code;
             if write {
                 self.phys.mark_dirty(page);
             }
-            let watched = self.watched_page(linear);
+            let watched = self.watched_page(linear) || rights == Rights::UserAligned;
             let allow = Allow {
                 read: walk.read && !watched,
                 write: write && !watched,
@@ -209,7 +244,7 @@ impl Cpu {
     }
 
     /// Reads from one page.
-    fn read_place(&mut self, place: Place, data: &mut [u8]) {
+    pub(crate) fn read_place(&mut self, place: Place, data: &mut [u8]) {
         match place.host() {
             // SAFETY: `host` points into a page of guest memory, and the caller stays within it.
             Some(host) => unsafe { copy_from_guest(host, data) },
@@ -291,12 +326,19 @@ impl Cpu {
         let linear = self.wrap(linear);
         self.watch(linear, size, Kind::Write);
         let place = self.translate(linear, access)?;
-        if self.room(linear) < size as usize {
+        let crosses = self.room(linear) < size as usize;
+        if crosses {
             self.translate(self.wrap(linear.wrapping_add(size - 1) & !0xFFF), access)?;
+        }
+        self.check_alignment(linear, size as usize, access)?;
+        if crosses {
             return Ok(None);
         }
-        let writable = place.page.is_some_and(|page| !page.readonly);
-        Ok(place.host().filter(|_| writable).and_then(NonNull::new).map(|host| (host, place)))
+        Ok(place
+            .host()
+            .filter(|_| place.is_plain())
+            .and_then(NonNull::new)
+            .map(|host| (host, place)))
     }
 }
 

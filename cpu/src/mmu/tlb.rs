@@ -20,6 +20,8 @@ pub(crate) enum Rights {
     Supervisor = 0,
     SupervisorAc = 1,
     User = 2,
+    /// User, with alignment checks: only fetches are cached.
+    UserAligned = 3,
 }
 
 /// A cached translation. Tags are [`NONE`] where the access must take the slow path.
@@ -59,15 +61,17 @@ pub(crate) struct Tlb {
     /// Whether the half holds parts of large pages, the upper half pages that are not global.
     large: [bool; 2],
     local_upper: bool,
-    /// Counts whatever can change the translation of code.
-    pub(crate) epoch: u64,
+    /// Counts what else than a new generation ends the jump cache's knowledge.
+    epoch: u64,
+    /// Pages of which the jump cache may know code, one bit for all with the same index.
+    jumps: [u64; ENTRIES / 64],
 }
 
 impl Tlb {
     pub(crate) fn new() -> Self {
         Self {
-            entries: vec![EMPTY; 3 * ENTRIES].into_boxed_slice(),
-            cold: vec![Cold::default(); 3 * ENTRIES].into_boxed_slice(),
+            entries: vec![EMPTY; 4 * ENTRIES].into_boxed_slice(),
+            cold: vec![Cold::default(); 4 * ENTRIES].into_boxed_slice(),
             base: 0,
             generation: [1, 2],
             next_generation: 3,
@@ -76,6 +80,7 @@ impl Tlb {
             large: [false; 2],
             local_upper: false,
             epoch: 0,
+            jumps: [0; ENTRIES / 64],
         }
     }
 
@@ -99,8 +104,8 @@ impl Tlb {
     /// The entry in use for `linear`.
     #[inline(always)]
     pub(crate) fn entry(&self, linear: u64) -> &Entry {
-        // SAFETY: `base` is 0, 1 or 2 times ENTRIES and `index` below ENTRIES; there are
-        // 3 * ENTRIES entries.
+        // SAFETY: `base` is 0 to 3 times ENTRIES and `index` below ENTRIES; there are
+        // 4 * ENTRIES entries.
         unsafe { self.entries.get_unchecked(self.base + Self::index(linear)) }
     }
 
@@ -152,7 +157,7 @@ impl Tlb {
             self.spaces.clear();
             self.generation = [1, 2];
             self.next_generation = 3;
-            self.epoch += 1;
+            self.forget_jumps();
         }
         self.next_generation += 1;
         self.next_generation - 1
@@ -167,7 +172,18 @@ impl Tlb {
         } else {
             self.local_upper = false;
         }
+    }
+
+    /// Makes all that the jump cache knows void.
+    pub(crate) fn forget_jumps(&mut self) {
         self.epoch += 1;
+        self.jumps = [0; ENTRIES / 64];
+    }
+
+    /// The jump cache learns of code at `linear`.
+    pub(crate) fn note_jump(&mut self, linear: u64) {
+        let i = Self::index(linear);
+        self.jumps[i / 64] |= 1 << (i % 64);
     }
 
     /// Drops everything, global pages and other PCIDs included.
@@ -194,7 +210,6 @@ impl Tlb {
             Some(generation) if keep => {
                 self.generation[0] = generation;
                 self.large[0] = true;
-                self.epoch += 1;
             }
             _ => self.renew(0),
         }
@@ -219,12 +234,15 @@ impl Tlb {
             self.renew(half);
             return;
         }
-        for table in 0..3 {
+        for table in 0..4 {
             let i = table * ENTRIES + Self::index(linear);
             self.entries[i] = EMPTY;
             self.cold[i] = Cold::default();
         }
-        self.epoch += 1;
+        let i = Self::index(linear);
+        if self.jumps[i / 64] >> (i % 64) & 1 != 0 {
+            self.forget_jumps();
+        }
     }
 
     /// Makes writes to the guest-physical page `phys` take the slow path; true if some did not.
@@ -251,11 +269,12 @@ impl Tlb {
         }
     }
 
-    /// What must be equal for code translated earlier at the same linear address to be good.
-    pub(crate) fn key(&self) -> u64 {
-        self.epoch << 26
-            | self.generation[0] << 14
-            | self.generation[1] << 2
+    /// What must be equal for code found earlier at `linear` to be good: its half's generation,
+    /// which comes back when an address space does.
+    #[inline]
+    pub(crate) fn key(&self, linear: u64) -> u64 {
+        self.epoch << 14
+            | self.generation[(linear >> 63) as usize] << 2
             | (self.base / ENTRIES) as u64
     }
 }

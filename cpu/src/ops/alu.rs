@@ -145,6 +145,22 @@ unary! {
         f.result(r, a.sext() as i64 >> (i - 1) & 1 != 0, false);
         r
     }
+    Rol |f, a, i| {
+        let r = T::trunc(a.zext() << i | a.zext() >> (u64::from(T::BITS) - i));
+        let cf = r.zext() & 1 != 0;
+        f.set_cf_of(cf, cf != (r.sext() >> 63 != 0));
+        r
+    }
+    Ror |f, a, i| {
+        let r = T::trunc(a.zext() >> i | a.zext() << (u64::from(T::BITS) - i));
+        let cf = r.sext() >> 63 != 0;
+        f.set_cf_of(cf, cf != (r.zext() >> (T::BITS - 2) & 1 != 0));
+        r
+    }
+    Bswap |_f, a, _i| {
+        let swapped = a.zext().swap_bytes() >> (64 - u64::from(T::BITS));
+        T::trunc(swapped)
+    }
 }
 
 unsafe fn unary<U: Unary, T: Int>(cpu: &mut Cpu, op: *const Op) -> *const Block {

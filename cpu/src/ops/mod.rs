@@ -3,7 +3,7 @@
 
 pub(crate) mod alu;
 mod control;
-mod mem;
+pub(crate) mod mem;
 mod mov;
 mod select;
 mod wide;
@@ -13,7 +13,7 @@ use std::cell::Cell;
 use crate::block::{Block, Handler, Op};
 use crate::cpu::{Cpu, PAGE};
 
-pub(crate) use select::{condition, specialise};
+pub(crate) use select::{condition, memory, specialise};
 
 /// An op without operands.
 pub(crate) fn op(run: Handler) -> Op {
@@ -60,13 +60,22 @@ pub(crate) use attempt;
 #[inline(never)]
 pub(crate) fn leave(cpu: &mut Cpu, op: *const Op) -> *const Block {
     // SAFETY: `op` points into the ops of the current block (contract of handlers).
-    let (op_off, op_seg, index, count) = unsafe {
+    let seg = unsafe { (*op).seg };
+    cpu.stack_segment_fault(seg);
+    leave_as_is(cpu, op)
+}
+
+/// As [`leave`], where what was raised does not depend on the segment.
+#[cold]
+#[inline(never)]
+pub(crate) fn leave_as_is(cpu: &mut Cpu, op: *const Op) -> *const Block {
+    // SAFETY: `op` points into the ops of the current block (contract of handlers).
+    let (off, index, count) = unsafe {
         let block = &*cpu.block;
-        ((*op).off, (*op).seg, op.offset_from(block.ops.as_ptr()) as u64, block.count)
+        ((*op).off, op.offset_from(block.ops.as_ptr()) as u64, block.count)
     };
     cpu.icount -= u64::from(count) - index;
-    cpu.rip = cpu.regs[PAGE].wrapping_add(u64::from(op_off)) & cpu.ip_mask();
-    cpu.stack_segment_fault(op_seg);
+    cpu.rip = cpu.regs[PAGE].wrapping_add(u64::from(off)) & cpu.ip_mask();
     std::ptr::null()
 }
 

@@ -27,7 +27,7 @@ fn at(register: Register) -> Option<u8> {
 }
 
 /// Whether the memory operand can be had by the recipe of ops, and needs [`Any`].
-fn memory(instr: &Instruction, o: &mut Op) -> Option<usize> {
+pub(crate) fn memory(instr: &Instruction, o: &mut Op) -> Option<usize> {
     let number = |r: Register| match r {
         Register::None => Some(ZERO as u8),
         Register::RIP => Some(PAGE as u8),
@@ -132,11 +132,13 @@ fn two_operands(instr: &Instruction) -> Option<Op> {
             8 => mov::xchg_rr::<u64>,
             _ => return None,
         },
-        M::Shl | M::Shr | M::Sar | M::Sal => {
+        M::Shl | M::Shr | M::Sar | M::Sal | M::Rol | M::Ror => {
             if r1 == Register::CL && k0 == OpKind::Register && size >= 4 {
                 o.run.set(match mnemonic {
                     M::Shr => wide::by_cl::<alu::Shr>(size),
                     M::Sar => wide::by_cl::<alu::Sar>(size),
+                    M::Rol => wide::by_cl::<alu::Rol>(size),
+                    M::Ror => wide::by_cl::<alu::Ror>(size),
                     _ => wide::by_cl::<alu::Shl>(size),
                 });
                 return Some(o);
@@ -149,6 +151,8 @@ fn two_operands(instr: &Instruction) -> Option<Op> {
             let (reg, mem) = match mnemonic {
                 M::Shr => alu::unary_forms::<alu::Shr>(size),
                 M::Sar => alu::unary_forms::<alu::Sar>(size),
+                M::Rol => alu::unary_forms::<alu::Rol>(size),
+                M::Ror => alu::unary_forms::<alu::Ror>(size),
                 _ => alu::unary_forms::<alu::Shl>(size),
             };
             if k0 == OpKind::Register { reg } else { mem[any] }
@@ -228,6 +232,10 @@ fn one_operand(instr: &Instruction) -> Option<Op> {
             } else {
                 mem[memory(instr, &mut o)?]
             }
+        }
+        M::Bswap if instr.op0_register().size() >= 4 => {
+            o.dst = at(instr.op0_register())?;
+            alu::unary_forms::<alu::Bswap>(instr.op0_register().size() as u64).0
         }
         _ if instr.op_count() == 1
             && kind == OpKind::Register

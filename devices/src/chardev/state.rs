@@ -10,7 +10,7 @@ use std::sync::Weak;
 use std::time::Instant;
 
 use board::device::{Notifier, Tag};
-use board::event::{EventTarget, LoopHandle, Readiness, Watch};
+use board::event::{Brake, EventTarget, LoopHandle, Readiness, Watch};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use super::backend::HotKey;
@@ -22,6 +22,9 @@ use super::source::{Fixed, Peer, Source};
 
 /// How much output waits for a slow reader before the frontend has to.
 const OUTPUT_LIMIT: usize = 64 * 1024;
+/// The same where the VM clock is driven by instructions: the vCPU waits from `OUTPUT_LIMIT` on, so
+/// that no frontend has to, which the guest would see.
+const DRIVEN_OUTPUT_LIMIT: usize = 2 * OUTPUT_LIMIT;
 /// How much input waits for a slow frontend before the host has to.
 const INPUT_LIMIT: usize = 4096;
 
@@ -134,6 +137,8 @@ pub(super) struct State {
     source: Box<dyn Source>,
     link: Option<Link>,
     output: Buffer,
+    /// Pulled while much output waits for a slow reader.
+    brake: Brake,
     ports: Vec<PortState>,
     /// The port that input is for.
     focus: usize,
@@ -148,13 +153,15 @@ impl State {
         source: Box<dyn Source>,
         mux: Option<Mux>,
     ) -> Self {
+        let driven = hooks.events.clock().is_driven();
         Self {
             label: label.to_owned(),
+            brake: hooks.events.brake(),
             hooks,
             arrivals: None,
             source,
             link: None,
-            output: Buffer::new(OUTPUT_LIMIT),
+            output: Buffer::new(if driven { DRIVEN_OUTPUT_LIMIT } else { OUTPUT_LIMIT }),
             ports: Vec::new(),
             focus: 0,
             mux,
@@ -252,8 +259,9 @@ impl State {
         Some(size.ws_col).filter(|columns| *columns > 0)
     }
 
-    /// Sets the watches to what there is to do.
+    /// Sets the watches, and the brake, to what there is to do.
     pub(super) fn update_interest(&mut self) {
+        self.brake.set(self.output.len() >= OUTPUT_LIMIT);
         let room = self.ports.get(self.focus).is_some_and(|p| p.attached && p.input.room() > 0);
         let when = |wanted, what| if wanted { what } else { Readiness::empty() };
         if let Some(link) = &self.link {

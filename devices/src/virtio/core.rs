@@ -184,7 +184,7 @@ impl Io<'_> {
                 handle(self, chain);
                 left -= 1;
                 if left == 0 {
-                    self.rings.queues[queue].bell().ring();
+                    self.rings.queues[queue].ring();
                     return self.signal(queue);
                 }
             }
@@ -243,6 +243,12 @@ impl Rings {
     }
 }
 
+/// Whether the guest's instructions drive the VM clock (`--icount`). A doorbell that bypasses the
+/// vCPU's thread would come at no fixed count then.
+pub(super) fn is_driven(attach: &Attach) -> bool {
+    attach.event_loop().clock().is_driven()
+}
+
 /// A virtio device behind its transport.
 pub struct Core {
     device: Box<dyn VirtioDevice>,
@@ -268,7 +274,10 @@ impl Core {
         let sizes = device.queue_sizes();
         let queues = (FIRST_CORE_TAG..)
             .zip(sizes)
-            .map(|(tag, size)| Ok(Queue::new(size, attach.bell(Tag(tag))?)))
+            .map(|(tag, size)| {
+                let driven = is_driven(attach).then(|| attach.queue_notifier(Tag(tag)));
+                Ok(Queue::new(size, attach.bell(Tag(tag))?, driven))
+            })
             .collect::<std::io::Result<_>>()?;
         let mut offered = device.features() | F_VERSION_1;
         if options.indirect {
@@ -368,7 +377,7 @@ impl Core {
         if !queue.set_ready(ready, event_idx, ram) {
             Io { rings: &mut self.rings, interrupt }.broken(Malformed::RingNotRam);
         } else if ready && self.active {
-            queue.bell().ring();
+            queue.ring();
         }
     }
 
@@ -406,7 +415,7 @@ impl Core {
     /// Has all queues looked at.
     fn ring_all(&self) {
         for queue in self.rings.queues.iter().filter(|queue| queue.is_ready()) {
-            queue.bell().ring();
+            queue.ring();
         }
     }
 

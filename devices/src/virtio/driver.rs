@@ -62,6 +62,8 @@ pub struct Ring {
     pub used: u64,
     event_idx: bool,
     avail_idx: u16,
+    /// The available index at the last decision whether to ring.
+    told_idx: u16,
     used_idx: u16,
     free: VecDeque<u16>,
     /// The descriptors of each chain, by its head.
@@ -88,6 +90,7 @@ impl Ring {
             used,
             event_idx: false,
             avail_idx: 0,
+            told_idx: 0,
             used_idx: 0,
             free: (0..size).collect(),
             chains: vec![Vec::new(); size.into()],
@@ -152,14 +155,15 @@ impl Ring {
         Some((head, (element >> 32) as u32))
     }
 
-    /// Whether the device wants no ring for what was made available last.
-    pub fn quiet(&self) -> bool {
-        if self.event_idx {
-            let event = self.used + 4 + 8 * u64::from(self.size);
-            u16::from_le_bytes(peek(&self.ram, event)) != self.avail_idx.wrapping_sub(1)
-        } else {
-            peek::<2>(&self.ram, self.used)[0] & 1 != 0
+    /// Whether the device wants a ring for what was made available since the last call.
+    pub fn wants_ring(&mut self) -> bool {
+        let (old, new) = (std::mem::replace(&mut self.told_idx, self.avail_idx), self.avail_idx);
+        if !self.event_idx {
+            return old != new && peek::<2>(&self.ram, self.used)[0] & 1 == 0;
         }
+        let event = self.used + 4 + 8 * u64::from(self.size);
+        let event = u16::from_le_bytes(peek(&self.ram, event));
+        new.wrapping_sub(event).wrapping_sub(1) < new.wrapping_sub(old)
     }
 }
 

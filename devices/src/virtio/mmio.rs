@@ -11,7 +11,7 @@ use board::{Device, GuestRam, IrqLine, Region};
 use serde::{Deserialize, Serialize};
 use virtio_queue::QueueT;
 
-use super::core::{Cause, Core, CoreV1, Interrupt, RingOptions};
+use super::core::{Cause, Core, CoreV1, Interrupt, RingOptions, is_driven};
 use super::device::VirtioDevice;
 use crate::chip::glue::Pin;
 
@@ -136,7 +136,7 @@ impl VirtioMmio {
             driver_features_sel: 0,
             queue_sel: 0,
             base,
-            doorbells,
+            doorbells: doorbells.filter(|_| !is_driven(attach)),
         };
         if let Some(doorbells) = &this.doorbells {
             for (index, queue) in (0..).zip(this.core.queues()) {
@@ -186,7 +186,7 @@ impl VirtioMmio {
             reg::QUEUE_READY => self.core.set_ready(queue, value & 1 != 0, &mut self.interrupt),
             reg::QUEUE_NOTIFY => {
                 if let Some(queue) = self.core.queues().get(value as usize) {
-                    queue.bell().ring();
+                    queue.ring();
                 }
             }
             reg::INTERRUPT_ACK => self.interrupt.acknowledge(value as u8),

@@ -16,7 +16,7 @@ use board::{Device, GuestRam, Region};
 use serde::{Deserialize, Serialize};
 use virtio_queue::QueueT;
 
-use super::core::{Cause, Core, CoreV1, Interrupt, RingOptions};
+use super::core::{Cause, Core, CoreV1, Interrupt, RingOptions, is_driven};
 use super::device::VirtioDevice;
 use super::mmio::word;
 use crate::pci::bar::Bar;
@@ -204,7 +204,7 @@ impl VirtioPci {
             driver_feature_select: 0,
             queue_select: 0,
             window: window.into(),
-            doorbells: true,
+            doorbells: !is_driven(attach),
         })
     }
 
@@ -308,7 +308,7 @@ impl VirtioPci {
             DEVICE => self.core.write_config(at, data, &mut self.interrupt),
             NOTIFY => {
                 if let Some(queue) = self.core.queues().get(at / NOTIFY_MULTIPLIER as usize) {
-                    queue.bell().ring();
+                    queue.ring();
                 }
             }
             _ => {}

@@ -3,6 +3,7 @@
 use std::num::Wrapping;
 use std::sync::atomic::{Ordering, fence};
 
+use board::device::Notifier;
 use board::memory::Ram;
 use board::state::StateError;
 use board::{Bell, GuestRam};
@@ -39,6 +40,8 @@ pub struct Queue {
     ring: virtio_queue::Queue,
     /// Its doorbell.
     bell: Bell,
+    /// What is told in place of the doorbell, where the guest's instructions drive the clock.
+    driven: Option<Notifier>,
     /// Counts resets, so that a chain of an earlier life is known.
     epoch: u32,
     /// Chains that were taken and not given back.
@@ -63,12 +66,13 @@ pub(super) struct QueueV1 {
 
 impl Queue {
     /// A queue of at most `max_size` descriptors, a power of two.
-    pub(super) fn new(max_size: u16, bell: Bell) -> Self {
+    pub(super) fn new(max_size: u16, bell: Bell, driven: Option<Notifier>) -> Self {
         let max_size = max_size.next_power_of_two();
         Self {
             // It refuses only what is no power of two.
             ring: virtio_queue::Queue::new(max_size).unwrap_or_default(),
             bell,
+            driven,
             epoch: 0,
             in_flight: 0,
             signalled: Wrapping(0),
@@ -86,6 +90,14 @@ impl Queue {
     /// Its doorbell, which calls [`VirtioDevice::notify`](super::VirtioDevice::notify).
     pub fn bell(&self) -> &Bell {
         &self.bell
+    }
+
+    /// Has the device look at it.
+    pub fn ring(&self) {
+        match &self.driven {
+            Some(notifier) => notifier.notify(),
+            None => self.bell.ring(),
+        }
     }
 
     /// Whether the driver uses it.
@@ -126,7 +138,8 @@ impl Queue {
         self.in_flight
     }
 
-    pub(super) fn max_size(&self) -> u16 {
+    /// The most descriptors that there can be.
+    pub fn max_size(&self) -> u16 {
         self.ring.max_size()
     }
 

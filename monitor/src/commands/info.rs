@@ -7,7 +7,7 @@ use crate::control::Control;
 use crate::error::CommandError;
 use crate::reply::{CpuProps, CpuRegisters, CpuReply, Name, Reply, Status, Uuid};
 use crate::schema::{Type, types};
-use crate::state::RunState;
+use crate::state::{Icount, RunState};
 use crate::table::{Arg, Command, Outcome, QmpForm};
 
 const fn query(name: &'static str, returns: Type) -> Option<QmpForm> {
@@ -30,6 +30,14 @@ pub(crate) const COMMANDS: &[Command] = &[
         help: "the vCPUs and their host threads; * is the one that commands are about",
         qmp: query("query-cpus-fast", Type::Array(&types::CPU)),
         run: hmp_info_cpus,
+    },
+    Command {
+        hmp: Some("info icount"),
+        args: &[],
+        usage: "",
+        help: "the instructions executed, and the machine's clock; with --icount they repeat",
+        qmp: None,
+        run: hmp_info_icount,
     },
     Command {
         hmp: Some("info irq"),
@@ -131,6 +139,19 @@ fn hmp_info_cpus(control: &mut dyn Control, args: &Args) -> Outcome {
         current: index == args.session_cpu(),
     };
     Ok(Reply::Cpus(control.cpus().into_iter().enumerate().map(reply).collect()))
+}
+
+fn hmp_info_icount(control: &mut dyn Control, _: &Args) -> Outcome {
+    let refused = || CommandError::Refused("instructions are not counted by KVM".into());
+    let Icount { instructions, nanos, step } = control.icount().ok_or_else(refused)?;
+    let mut text = format!("instructions: {instructions}\n");
+    let (seconds, nanos) = (nanos / 1_000_000_000, nanos % 1_000_000_000);
+    let _ = writeln!(text, "clock: {seconds}.{nanos:09} s");
+    let _ = match step {
+        Some(step) => writeln!(text, "instruction: {step} ns"),
+        None => writeln!(text, "instruction: by the host's clock"),
+    };
+    Ok(Reply::Text(text))
 }
 
 fn hmp_info_irq(control: &mut dyn Control, _: &Args) -> Outcome {

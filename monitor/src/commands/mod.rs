@@ -8,3 +8,4 @@ pub(crate) mod memory;
 pub(crate) mod net;
 pub(crate) mod protocol;
 pub(crate) mod run;
+pub(crate) mod virtio;

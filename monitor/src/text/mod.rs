@@ -4,6 +4,7 @@ mod chips;
 mod cpu;
 mod memory;
 mod pci;
+mod virtio;
 
 use std::fmt::{self, Write};
 
@@ -52,6 +53,10 @@ fn write_reply(out: &mut String, reply: &Reply) -> fmt::Result {
         Reply::Value(printed) => memory::printed(out, *printed),
         Reply::Port(read) => port(out, read),
         Reply::Checksum(sum) => writeln!(out, "{sum:05}"),
+        Reply::Virtio(all) => virtio::devices(out, all),
+        Reply::VirtioStatus(one) => virtio::status(out, one),
+        Reply::VirtioQueue(one) => virtio::queue(out, one),
+        Reply::Balloon(reply) => virtio::balloon(out, reply),
         Reply::Commands(names) => names.iter().try_for_each(|one| writeln!(out, "{}", one.name)),
         Reply::Schema(entries) => entries.iter().try_for_each(|one| writeln!(out, "{one}")),
     }

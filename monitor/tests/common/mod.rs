@@ -8,11 +8,15 @@ use std::io::{self, Write};
 use std::rc::Rc;
 
 use monitor::state::{
-    AddressSpace, Chardev, Cpu, FpReg, IoApic, IrqStats, Kvm, LocalApic, MemoryRegion, MemoryTree,
-    PciBus, PciClass, PciDevice, PciId, PciRegion, Pic, RegionKind, Registers, RunState, Segment,
-    TableRegister, Version,
+    AddressSpace, Chardev, Cpu, FpReg, Icount, IoApic, IrqStats, Kvm, LocalApic, MemoryRegion,
+    MemoryTree, PciBus, PciClass, PciDevice, PciId, PciRegion, Pic, RegionKind, Registers,
+    RunState, Segment, TableRegister, Version,
 };
+use monitor::virtio::{Balloon, Features, Statuses, VirtioInfo, VirtioQueue, VirtioStatus};
 use monitor::{CommandError, Control};
+
+/// The one virtio device.
+pub(crate) const VIRTIO: &str = "/machine/peripheral/disk/virtio-backend";
 
 /// RAM: 128 MiB from 0.
 const RAM: u64 = 128 << 20;
@@ -336,6 +340,10 @@ impl Control for Fake {
         Kvm { enabled: false, present: true }
     }
 
+    fn icount(&mut self) -> Option<Icount> {
+        Some(Icount { instructions: 1_000_000, nanos: 5_000_000_004, step: Some(4) })
+    }
+
     fn chardevs(&self) -> Vec<Chardev> {
         [("parallel0", "vc"), ("compat_monitor0", "stdio")]
             .map(|(label, filename)| Chardev {
@@ -512,6 +520,61 @@ impl Control for Fake {
             return Err(CommandError::DeviceNotFound(id.to_owned()));
         }
         self.did(&format!("device_del {id}"))
+    }
+
+    fn virtio_devices(&mut self) -> Vec<VirtioInfo> {
+        let status = self.virtio_status(VIRTIO).unwrap();
+        vec![VirtioInfo { path: status.path, name: status.name }]
+    }
+
+    fn virtio_status(&mut self, path: &str) -> Option<VirtioStatus> {
+        let features = |names: &[&str]| Features {
+            transports: vec!["VIRTIO_F_VERSION_1".to_owned()],
+            dev_features: names.iter().map(|name| (*name).to_owned()).collect(),
+            unknown_dev_features: 0,
+        };
+        (path == VIRTIO).then(|| VirtioStatus {
+            path: path.to_owned(),
+            name: "virtio-blk".to_owned(),
+            device_id: 2,
+            vhost_started: false,
+            device_endian: "little",
+            guest_features: features(&[]),
+            host_features: features(&["VIRTIO_BLK_F_FLUSH"]),
+            num_vqs: 2,
+            status: Statuses { statuses: vec!["ACKNOWLEDGE".to_owned(), "DRIVER".to_owned()] },
+            broken: false,
+            why_broken: None,
+            started: false,
+            vm_running: true,
+        })
+    }
+
+    fn virtio_queue(&mut self, path: &str, index: usize) -> Option<VirtioQueue> {
+        (path == VIRTIO).then(|| VirtioQueue {
+            path: path.to_owned(),
+            name: "virtio-blk".to_owned(),
+            queue_index: index,
+            inuse: 1,
+            vring_num: 128,
+            vring_num_default: 256,
+            vring_desc: 0x1000,
+            vring_avail: 0x1800,
+            vring_used: 0x2000,
+            last_avail_idx: 7,
+            shadow_avail_idx: 8,
+            used_idx: 6,
+            signalled_used: 5,
+        })
+    }
+
+    fn balloon(&mut self) -> Result<Balloon, CommandError> {
+        Ok(Balloon { actual: 96 << 20, stats: vec![("free_mem", 1000)] })
+    }
+
+    fn set_balloon(&mut self, bytes: u64) -> Result<(), CommandError> {
+        self.log.push(format!("balloon {bytes}"));
+        Ok(())
     }
 
     fn create_file(&mut self, path: &str) -> io::Result<Box<dyn Write>> {

@@ -7,7 +7,7 @@ use crate::suggest::nearest;
 use super::ConfigError;
 use super::help::rows;
 use super::props::{Props, parse_size};
-use super::virtio::{self, VirtioSpec};
+use super::virtio::{self, VirtioPortSpec, VirtioSpec};
 
 /// A device to add.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -44,6 +44,8 @@ pub enum DeviceSpec {
     },
     /// `virtio-...`.
     Virtio(VirtioSpec),
+    /// `virtconsole`, `virtserialport`.
+    VirtioPort(VirtioPortSpec),
     /// A device on the PCI bus.
     Pci(PciSpec),
 }

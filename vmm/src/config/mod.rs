@@ -3,6 +3,7 @@
 mod device;
 mod error;
 mod help;
+mod icount;
 pub mod net;
 pub mod props;
 mod rtc;
@@ -10,6 +11,7 @@ mod virtio;
 
 use std::path::PathBuf;
 
+use board::Clock;
 use board::memory::PAGE_SIZE;
 use devices::chardev::{BackendKind, BackendSpec};
 
@@ -20,9 +22,10 @@ use crate::suggest::nearest;
 pub use device::{DeviceSpec, PciKind, PciSpec};
 pub use error::ConfigError;
 pub use help::help;
+pub use icount::Icount;
 pub use net::Networks;
 pub use rtc::RtcConfig;
-pub use virtio::{NetSpec, Transport, VirtioKind, VirtioSpec};
+pub use virtio::{NetSpec, Transport, VirtioKind, VirtioPortSpec, VirtioSpec};
 
 use props::{Props, parse_size};
 
@@ -94,6 +97,10 @@ pub struct Config {
     pub cpu: CpuModel,
     /// The accelerator.
     pub accel: AccelChoice,
+    /// The VM clock follows the instructions executed.
+    pub icount: Option<Icount>,
+    /// Where the guest's random numbers come from, if not from the host.
+    pub seed: Option<u64>,
     /// Devices besides those of the machine.
     pub devices: Vec<DeviceSpec>,
     /// The networks, and the cards that `--nic` stands for.
@@ -163,7 +170,19 @@ impl Config {
         if let Some(display) = cli.display.as_deref().filter(|d| *d != "none") {
             return Err(bad("--display", display, "a display that there is: none is the only one"));
         }
-        let accel = parse_accel(&cli)?;
+        let topology = parse_smp(&cli.smp)?;
+        let icount = cli.icount.as_deref().map(Icount::parse).transpose()?;
+        let accel = match (parse_accel(&cli)?, icount) {
+            (AccelChoice::Auto, Some(_)) => AccelChoice::Soft,
+            (accel, _) => accel,
+        };
+        if icount.is_some() {
+            check_icount(accel, topology)?;
+        }
+        let seed = cli.seed.as_deref().map(|text| {
+            props::parse_number(text)
+                .ok_or_else(|| bad("--seed", text, "a number of at most 64 bits"))
+        });
         let (serials, monitor) = parse_consoles(&cli)?;
         let backends = |list: &[String]| -> Result<Vec<_>, ConfigError> {
             list.iter().map(|text| Ok(BackendSpec::parse(text)?)).collect()
@@ -171,20 +190,22 @@ impl Config {
         let escape = props::parse_number(&cli.echr).and_then(|n| u8::try_from(n).ok());
         let config = Self {
             memory: parse_memory(&cli.memory)?,
-            topology: parse_smp(&cli.smp)?,
+            topology,
             machine,
             kernel_irqchip,
             acpi,
             pci,
             cpu: cli.cpu.parse()?,
             accel,
+            icount,
+            seed: seed.transpose()?,
             devices: cli
                 .device
                 .iter()
                 .map(|text| DeviceSpec::parse(text))
                 .collect::<Result<_, _>>()?,
             networks: Networks::parse(&cli.netdev, &cli.nic, &cli.net)?,
-            rtc: RtcConfig::parse(cli.rtc.as_deref().unwrap_or_default())?,
+            rtc: RtcConfig::parse(cli.rtc.as_deref().unwrap_or_default(), icount.is_some())?,
             fw_cfg: cli.fw_cfg.iter().map(|text| parse_fw_cfg(text)).collect::<Result<_, _>>()?,
             name: cli.name.as_deref().map(parse_name),
             uuid: cli.uuid.as_deref().map_or(Ok([0; 16]), parse_uuid)?,
@@ -221,6 +242,11 @@ impl Config {
             config.check_background()?;
         }
         Ok(config)
+    }
+
+    /// The VM clock for the loop of a machine of this kind, standing at zero.
+    pub fn clock(&self) -> Clock {
+        if self.icount.is_some() { Clock::driven() } else { Clock::stopped() }
     }
 
     /// Nothing may need the terminal that `--daemonize` leaves.
@@ -315,6 +341,22 @@ fn parse_accel(cli: &Cli) -> Result<AccelChoice, ConfigError> {
         )));
     }
     Ok(if cli.enable_kvm { AccelChoice::Kvm } else { *choice })
+}
+
+/// What `--icount` goes with.
+fn check_icount(accel: AccelChoice, topology: Topology) -> Result<(), ConfigError> {
+    if accel == AccelChoice::Kvm {
+        return Err(ConfigError::Conflict(
+            "--icount: KVM does not stop at an exact instruction: use --accel soft".into(),
+        ));
+    }
+    if topology.cpus > 1 {
+        return Err(ConfigError::Conflict(format!(
+            "--icount: the order in which {} vCPUs execute differs from run to run: use --smp 1",
+            topology.cpus
+        )));
+    }
+    Ok(())
 }
 
 fn parse_memory(text: &str) -> Result<u64, ConfigError> {
@@ -535,6 +577,16 @@ mod tests {
     }
 
     #[test]
+    fn icount_needs_no_value_and_takes_the_software_cpu() {
+        let c = config("--icount --seed 0x10 --kernel k").unwrap();
+        assert_eq!((c.accel, c.seed), (AccelChoice::Soft, Some(16)));
+        assert_eq!(c.icount, Some(Icount::parse("").unwrap()));
+        assert!(!c.rtc.follows_host);
+        assert_eq!(config("-icount shift=5 -kernel k").unwrap().icount.unwrap().shift, 5);
+        assert_eq!(config("--kernel k").unwrap().icount, None);
+    }
+
+    #[test]
     fn uuids_and_names() {
         let c =
             config("--kernel k --uuid 00112233-4455-6677-8899-aabbccddeeff --name a,b=c").unwrap();
@@ -561,6 +613,10 @@ mod tests {
             ("--kernel k -d everything", "known are"),
             ("--kernel k --sandbox maybe", "on or off"),
             ("--kernel k --sandbox on,spawn=allow", "deny"),
+            ("--kernel k --icount --enable-kvm", "use --accel soft"),
+            ("--kernel k --icount shift=3 --smp 2", "use --smp 1"),
+            ("--kernel k --icount --rtc clock=host", "leave out clock=host"),
+            ("--kernel k --seed x", "64 bits"),
             ("--kernel k --fw_cfg name=x", "file=PATH or string=TEXT"),
         ] {
             let error = error(line);

@@ -29,8 +29,8 @@ impl RtcConfig {
     /// Reads the option's argument.
     ///
     /// # Errors
-    /// When a value is not understood.
-    pub fn parse(text: &str) -> Result<Self, ConfigError> {
+    /// When a value is not understood, or with `--icount` the clock would follow the host's.
+    pub fn parse(text: &str, icount: bool) -> Result<Self, ConfigError> {
         let mut props = Props::with_implied_key("--rtc", text, "base");
         let base = match props.take("base").as_deref() {
             None | Some("" | "utc") => RtcBase::Utc,
@@ -39,9 +39,14 @@ impl RtcConfig {
                 props.bad("base", date, "utc, localtime or a date such as 2026-11-23T15:47:00")
             })?),
         };
-        let follows_host =
-            props.take_choice("clock", &[("host", true), ("vm", false)])?.unwrap_or(true);
+        let clock = props.take_choice("clock", &[("host", true), ("vm", false)])?;
         props.finish()?;
+        if icount && clock == Some(true) {
+            return Err(ConfigError::Conflict(
+                "--icount has one clock, and --rtc clock=host another: leave out clock=host".into(),
+            ));
+        }
+        let follows_host = clock.unwrap_or(!icount);
         Ok(Self { base, follows_host })
     }
 
@@ -124,11 +129,13 @@ mod tests {
 
     #[test]
     fn the_option_has_defaults() {
-        let rtc = RtcConfig::parse("").unwrap();
+        let rtc = RtcConfig::parse("", false).unwrap();
         assert_eq!(rtc, RtcConfig { base: RtcBase::Utc, follows_host: true });
-        let rtc = RtcConfig::parse("base=2020-01-01,clock=vm").unwrap();
+        let rtc = RtcConfig::parse("base=2020-01-01,clock=vm", false).unwrap();
         assert_eq!(rtc.start_nanos(), 1_577_836_800_000_000_000);
         assert!(!rtc.follows_host);
-        assert!(RtcConfig::parse("base=now").is_err());
+        assert!(RtcConfig::parse("base=now", false).is_err());
+        assert!(!RtcConfig::parse("", true).unwrap().follows_host);
+        assert!(RtcConfig::parse("clock=host", true).is_err());
     }
 }

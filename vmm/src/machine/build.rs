@@ -36,7 +36,7 @@ use crate::vcpu::{EoiSink, IntrSource, VcpuEvent, Vcpus, Wiring};
 use crate::{Error, accel, report};
 
 use super::pci::{Bells, Pci, Surroundings};
-use super::virtio::VirtioDevices;
+use super::virtio::{self, VirtioDevices};
 use super::{Machine, Payload, Request, Requests};
 
 const IO_APIC: u64 = 0xFEC0_0000;
@@ -95,7 +95,7 @@ pub(super) struct Board<'a> {
     pub(super) doorbells: Arc<dyn Doorbells>,
     /// ISA interrupts and other GSIs by number.
     pub(super) lines: Vec<Arc<SharedLine>>,
-    requests: Arc<Requests>,
+    pub(super) requests: Arc<Requests>,
 }
 
 impl Board<'_> {
@@ -247,7 +247,7 @@ impl Board<'_> {
         spec: &DeviceSpec,
         chardevs: &Chardevs,
         netdevs: &Netdevs,
-        machine: MachineKind,
+        config: &Config,
         pci: Option<&mut Pci>,
     ) -> Result<Option<SerialPort>, Error> {
         let backend = |id: &str| -> Result<Arc<Chardev>, Error> {
@@ -276,9 +276,9 @@ impl Board<'_> {
                     .plug_serial(format!("serial-{chardev}"), *iobase, *irq, port)
                     .map(Some);
             }
-            DeviceSpec::Virtio(spec) => {
-                self.plug_virtio(spec, machine, pci, chardevs, netdevs)?;
-            }
+            DeviceSpec::Virtio(spec) => self.plug_virtio(spec, config, pci, chardevs, netdevs)?,
+            // It is made with its virtio-serial.
+            DeviceSpec::VirtioPort(port) => virtio::check_port(port, &config.devices)?,
             DeviceSpec::Pvpanic { ioport } => {
                 let slot = self.plug("pvpanic", |_| PvPanic::new(system));
                 self.ports(&slot, PvPanic::PORT, (*ioport).into(), 1)?;
@@ -495,15 +495,12 @@ impl Machine {
         for spec in &config.networks.netdevs {
             netdevs.add(spec)?;
         }
-        let cards = config.networks.cards.iter().cloned().map(DeviceSpec::Virtio);
-        for spec in config.devices.iter().cloned().chain(cards) {
-            serial_ports.extend(board.plug_device(
-                &spec,
-                &chardevs,
-                &netdevs,
-                config.machine,
-                pci.as_mut(),
-            )?);
+        for spec in &config.devices {
+            let pci = pci.as_mut();
+            serial_ports.extend(board.plug_device(spec, &chardevs, &netdevs, &config, pci)?);
+        }
+        for card in &config.networks.cards {
+            board.plug_virtio(card, &config, pci.as_mut(), &chardevs, &netdevs)?;
         }
 
         let chip = irqchip.clone().map(|chip| Arc::new(IrqchipPort(chip)));
@@ -531,6 +528,7 @@ impl Machine {
             irqchip,
             pci,
             virtio,
+            requests,
             power_button: Some(power_button),
             chardevs,
             netdevs,

@@ -8,6 +8,7 @@ mod net;
 mod pci;
 mod requests;
 mod virtio;
+mod virtio_info;
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -69,6 +70,7 @@ pub struct Machine {
     irqchip: Option<Arc<Irqchip>>,
     pci: Option<pci::Pci>,
     virtio: VirtioDevices,
+    requests: Arc<Requests>,
     power_button: Option<Notifier>,
     chardevs: Chardevs,
     netdevs: Netdevs,
@@ -127,6 +129,11 @@ impl Machine {
     /// RAM and ROM.
     pub fn memory(&self) -> &MemoryMap {
         &self.map
+    }
+
+    /// The VM clock.
+    pub fn clock(&self) -> &Clock {
+        &self.clock
     }
 
     /// The vCPUs.
@@ -343,6 +350,7 @@ impl Machine {
                 self.stop(RunState::InternalError);
                 report::error(&error);
             }
+            Request::News(event) => self.news.push(event),
             Request::Quit => self.quit(Cause::HostUi),
         }
         if self.ending.is_none() && self.state == RunState::Running {
@@ -389,6 +397,9 @@ impl Machine {
                     chardevs: &self.chardevs,
                     netdevs: &self.netdevs,
                     cards: self.virtio.cards(),
+                    devices: &[],
+                    seed: self.config.seed,
+                    requests: &self.requests,
                 };
                 let slot = self.virtio.plug_pci(&spec, pci, &backends)?;
                 (pci, slot)

@@ -5,6 +5,8 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use board::device::Notifier;
 use board::{SystemControl, SystemRequest};
 
+use monitor::Event;
+
 use crate::vcpu::{Holder, VcpuEvent};
 
 /// Something for the main loop.
@@ -14,6 +16,8 @@ pub enum Request {
     System(SystemRequest),
     /// A vCPU cannot go on. The vCPUs are held.
     Vcpu(u32, VcpuEvent),
+    /// QMP's clients are to hear of this.
+    News(Event),
     /// The user pressed the key that ends the program.
     Quit,
 }

@@ -3,21 +3,28 @@
 use std::fmt::Write;
 use std::sync::Arc;
 
-use board::{Attach, GuestRam, Slot, Width};
+use board::{Attach, Entropy, GuestRam, Slot, Width};
 use devices::chardev::Chardevs;
 use devices::net::{MacAddress, NetPort, Netdevs};
 use devices::virtio::VirtioDevice;
+use devices::virtio::balloon::Balloon;
+use devices::virtio::console::{Console, MAX_PORTS, PortSpec};
 use devices::virtio::mmio::{MmioParts, VirtioMmio};
 use devices::virtio::net::{Net, NetOptions};
 use devices::virtio::pci::{PciParts, VirtioPci};
-use devices::virtio::rng::{HostEntropy, Rng};
+use devices::virtio::rng::Rng;
+
+use monitor::Event;
 
 use crate::Error;
 use crate::acpi::VirtioMmioPlace;
-use crate::config::{MachineKind, NetSpec, Transport, VirtioKind, VirtioSpec};
+use crate::config::{
+    Config, DeviceSpec, MachineKind, NetSpec, Transport, VirtioKind, VirtioPortSpec, VirtioSpec,
+};
 
 use super::build::{Board, no_pci_bus};
 use super::pci::Pci;
+use super::{Request, Requests};
 
 /// Where the registers of the first device are.
 const MMIO_BASE: u64 = 0xFEB0_0000;
@@ -76,6 +83,12 @@ pub(super) struct Backends<'a> {
     pub(super) netdevs: &'a Netdevs,
     /// Network cards that there are: the next one's address follows from it.
     pub(super) cards: u8,
+    /// All devices that were asked for, among them the ports of a `virtio-serial`.
+    pub(super) devices: &'a [DeviceSpec],
+    /// `--seed`.
+    pub(super) seed: Option<u64>,
+    /// Where events go that QMP's clients hear of.
+    pub(super) requests: &'a Arc<Requests>,
 }
 
 /// The device apart from its transport.
@@ -83,10 +96,24 @@ fn make(
     spec: &VirtioSpec,
     backends: &Backends<'_>,
     attach: &Attach,
+    name: &str,
 ) -> Result<Box<dyn VirtioDevice>, Error> {
     Ok(match &spec.kind {
         VirtioKind::Net(card) => Box::new(make_card(card, backends, attach)?),
-        VirtioKind::Rng => Box::new(Rng::new(Box::new(HostEntropy))),
+        VirtioKind::Rng => Box::new(Rng::new(Entropy::new(backends.seed, name))),
+        VirtioKind::Serial { max_ports } => {
+            let ports = ports(spec, backends)?;
+            let needed = ports.iter().map(|port| port.number + 1).max().unwrap_or(1);
+            Box::new(Console::new(ports, max_ports.unwrap_or(needed), attach))
+        }
+        VirtioKind::Balloon(options) => {
+            let (size, requests) = (backends.ram.size(), backends.requests.clone());
+            let on_change = move |given: u64| {
+                let actual = size.saturating_sub(given);
+                requests.push(Request::News(Event::BalloonChange(actual)));
+            };
+            Box::new(Balloon::new(*options, Box::new(on_change)))
+        }
     })
 }
 
@@ -119,6 +146,70 @@ fn make_card(spec: &NetSpec, backends: &Backends<'_>, attach: &Attach) -> Result
     Ok(Net::new(port, options, attach))
 }
 
+/// The `virtio-serial` that a port is part of.
+fn bus_of<'a>(port: &VirtioPortSpec, devices: &'a [DeviceSpec]) -> Option<&'a VirtioSpec> {
+    devices.iter().find_map(|device| match device {
+        DeviceSpec::Virtio(spec) if matches!(spec.kind, VirtioKind::Serial { .. }) => {
+            (port.bus.is_none() || port.bus == spec.id).then_some(spec)
+        }
+        _ => None,
+    })
+}
+
+/// Checks that there is something for the port to be part of.
+pub(super) fn check_port(port: &VirtioPortSpec, devices: &[DeviceSpec]) -> Result<(), Error> {
+    if bus_of(port, devices).is_some() {
+        return Ok(());
+    }
+    let with_id = port.bus.as_ref().map_or(String::new(), |id| format!(",id={id}"));
+    Err(Error::Unsupported(format!(
+        "--device {} is a port of a virtio-serial: give --device virtio-serial{with_id} as well",
+        port.type_name
+    )))
+}
+
+/// The ports of a `virtio-serial`, in the order in which they were asked for.
+fn ports(serial: &VirtioSpec, backends: &Backends<'_>) -> Result<Vec<PortSpec>, Error> {
+    let mut ports: Vec<PortSpec> = Vec::new();
+    let mine = backends.devices.iter().filter_map(|device| match device {
+        DeviceSpec::VirtioPort(port) => {
+            let bus = bus_of(port, backends.devices);
+            bus.is_some_and(|bus| std::ptr::eq(bus, serial)).then_some(port)
+        }
+        _ => None,
+    });
+    for spec in mine {
+        let taken = |number: u32| ports.iter().any(|port| port.number == number);
+        // Number 0 is for a terminal: a simple driver takes it for one.
+        let first = u32::from(!spec.console);
+        let number = spec.number.or_else(|| (first..MAX_PORTS).find(|n| !taken(*n)));
+        let Some(number) = number.filter(|number| !taken(*number)) else {
+            return Err(Error::Unsupported(format!(
+                "--device {},chardev={}: its number is taken, or all are: give another nr",
+                spec.type_name, spec.chardev
+            )));
+        };
+        if number == 0 && !spec.console {
+            return Err(Error::Unsupported(
+                "--device virtserialport,nr=0: port 0 is for a virtconsole: give another nr".into(),
+            ));
+        }
+        let chardev = backends.chardevs.get(&spec.chardev).ok_or_else(|| {
+            let id = &spec.chardev;
+            Error::Unsupported(format!(
+                "--device: there is no chardev '{id}': make it by --chardev KIND,id={id}"
+            ))
+        })?;
+        ports.push(PortSpec {
+            number,
+            console: spec.console,
+            name: spec.name.clone(),
+            port: chardev.attach()?,
+        });
+    }
+    Ok(ports)
+}
+
 impl VirtioDevices {
     /// How many network cards there are.
     pub(super) fn cards(&self) -> u8 {
@@ -134,8 +225,8 @@ impl VirtioDevices {
     ) -> Result<Arc<Slot>, Error> {
         let name = self.name(spec);
         let slot = pci.plug_card(spec.id.as_deref(), spec.addr, |lines, parts| {
-            Slot::try_plug(name, &parts.events, |attach| {
-                let device = make(spec, backends, attach)?;
+            Slot::try_plug(name.as_str(), &parts.events, |attach| {
+                let device = make(spec, backends, attach, &name)?;
                 let ram = parts.ram.clone();
                 let parts = PciParts { ram, lines, options: spec.options, vectors: spec.vectors };
                 VirtioPci::new(device, parts, attach).map_err(Error::host("make a virtio device"))
@@ -177,15 +268,22 @@ impl Board<'_> {
     pub(super) fn plug_virtio(
         &mut self,
         spec: &VirtioSpec,
-        machine: MachineKind,
+        config: &Config,
         pci: Option<&mut Pci>,
         chardevs: &Chardevs,
         netdevs: &Netdevs,
     ) -> Result<(), Error> {
-        let ram = self.ram.clone();
-        let cards = self.virtio.cards();
-        let backends = Backends { ram: &ram, chardevs, netdevs, cards };
-        let on_mmio = machine == MachineKind::Microvm;
+        let (ram, requests) = (self.ram.clone(), self.requests.clone());
+        let backends = Backends {
+            ram: &ram,
+            chardevs,
+            netdevs,
+            cards: self.virtio.cards(),
+            devices: &config.devices,
+            seed: config.seed,
+            requests: &requests,
+        };
+        let on_mmio = config.machine == MachineKind::Microvm;
         match spec.transport {
             Transport::Mmio if !on_mmio => Err(Error::Unsupported(format!(
                 "--device {}: only --machine microvm has virtio-mmio: give {}-pci",
@@ -228,8 +326,9 @@ impl Board<'_> {
             doorbells: Some(self.doorbells.clone()),
             options: spec.options,
         };
-        let slot = Slot::try_plug(self.virtio.name(spec), self.events, |attach| {
-            let device = make(spec, backends, attach)?;
+        let name = self.virtio.name(spec);
+        let slot = Slot::try_plug(name.as_str(), self.events, |attach| {
+            let device = make(spec, backends, attach, &name)?;
             VirtioMmio::new(device, parts, attach).map_err(Error::host("make a virtio device"))
         })?;
         self.slots.push(slot.clone());

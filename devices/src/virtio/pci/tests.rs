@@ -2,20 +2,12 @@ use std::sync::{Arc, Mutex};
 
 use board::device::Slot;
 use board::irq::{IrqProbe, Msi, MsiSink};
-use board::{Clock, EventLoop, IrqLine};
+use board::{Clock, Entropy, EventLoop, IrqLine};
 
 use super::super::driver::{Buffer, Rig, Ring, poke};
-use super::super::rng::{EntropySource, Rng};
+use super::super::rng::Rng;
 use super::super::{F_VERSION_1, Status};
 use super::*;
-
-struct Zeros;
-
-impl EntropySource for Zeros {
-    fn fill(&mut self, data: &mut [u8]) {
-        data.fill(0);
-    }
-}
 
 #[derive(Default)]
 struct Messages(Mutex<Vec<u32>>);
@@ -44,7 +36,7 @@ impl Bench {
         let options = RingOptions::default();
         let parts = PciParts { ram: ram.clone(), lines, options, vectors: None };
         let slot = Slot::plug("rng", &events.handle(), |attach| {
-            VirtioPci::new(Box::new(Rng::new(Box::new(Zeros))), parts, attach).unwrap()
+            VirtioPci::new(Box::new(Rng::new(Entropy::seeded(1, "rng"))), parts, attach).unwrap()
         });
         let bench = Self { ram, events, slot, line, messages };
         // Bus master, memory.
