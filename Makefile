@@ -8,7 +8,7 @@ VMM := $(TARGET)/release/vmm
 # Where rustup puts cargo, for a shell that does not know it yet.
 export PATH := $(PATH):$(HOME)/.cargo/bin
 
-.PHONY: all debug install run test soak bench bench-cpu guests linux small-linux cloud-linux initramfs packages clean help rust test-programs
+.PHONY: all debug install run test soak fuzz bench bench-cpu guests linux small-linux cloud-linux initramfs packages clean help rust test-programs
 
 all: rust ## the program, release build: target/release/vmm (the default)
 	$(CARGO) build --release -p vmm
@@ -44,6 +44,11 @@ test-programs: guests
 soak: packages linux guests all ## the tests with their full counts: hours
 	@if $(CARGO) nextest --version >/dev/null 2>&1; then set -x; VMM_SOAK=1 $(CARGO) nextest run --workspace --release --profile soak; \
 	else set -x; VMM_SOAK=1 $(CARGO) test --workspace --release; fi
+
+fuzz: rust ## each fuzz target for FUZZ_SECONDS (600); wants cargo-fuzz and the nightly toolchain
+	@$(CARGO) +nightly fuzz --version >/dev/null 2>&1 || { echo "no cargo-fuzz for the nightly toolchain: rustup toolchain install nightly, cargo install cargo-fuzz" >&2; exit 1; }
+	set -e; for target in $$($(CARGO) +nightly fuzz list --fuzz-dir fuzz); do \
+	$(CARGO) +nightly fuzz run --fuzz-dir fuzz -s none $$target -- -max_total_time=$(or $(FUZZ_SECONDS),600) -timeout=20; done
 
 bench: packages linux all ## start-up time, exits, memory; prints its tables
 	VMM=$(abspath $(VMM)) $(CARGO) bench --quiet --package tests --bench startup --bench running --bench cpu

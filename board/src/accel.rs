@@ -227,6 +227,19 @@ pub struct ClockState {
     pub nanos: u64,
 }
 
+/// How often the software CPU stood in for another accelerator, and why.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Assists {
+    /// Instructions that the accelerator could not execute.
+    pub failures: u64,
+    /// SYSCALL, SYSENTER, INT n and undefined instructions that it may have got wrong.
+    pub system_calls: u64,
+    /// Other exceptions that had to be looked at for the sake of the former.
+    pub exceptions: u64,
+    /// Instructions that the software CPU executed on these occasions.
+    pub instructions: u64,
+}
+
 /// An accelerator, opened for one machine.
 pub trait Accel: Send + Sync {
     /// `kvm` or `soft`.
@@ -271,6 +284,11 @@ pub trait Accel: Send + Sync {
 
     /// Doorbells, where there are any.
     fn doorbells(&self) -> Option<&dyn Doorbells> {
+        None
+    }
+
+    /// How often the software CPU stood in, where it can.
+    fn assists(&self) -> Option<Assists> {
         None
     }
 

@@ -9,6 +9,8 @@ pub mod bus;
 pub mod device;
 pub mod entropy;
 pub mod event;
+#[cfg(feature = "fuzz")]
+pub mod fuzz;
 pub mod irq;
 pub mod lapic;
 pub mod memory;

@@ -157,26 +157,42 @@ impl SoftVcpu {
     pub fn instructions(&self) -> u64 {
         self.cpu.icount
     }
-}
 
-impl Vcpu for SoftVcpu {
-    fn run(&mut self, io: &dyn CpuIo) -> Result<Exit, AccelError> {
+    pub(crate) fn cpu(&self) -> &Cpu {
+        &self.cpu
+    }
+
+    pub(crate) fn cpu_mut(&mut self) -> &mut Cpu {
+        &mut self.cpu
+    }
+
+    /// Calls `f` while the machine is `io`.
+    pub(crate) fn with_io<R>(&mut self, io: &dyn CpuIo, f: impl FnOnce(&mut Cpu) -> R) -> R {
         let io: *const (dyn CpuIo + '_) = io;
         // SAFETY: only the lifetime changes; `io` is cleared below, before the borrow ends.
         let io: *const (dyn CpuIo + 'static) = unsafe { std::mem::transmute(io) };
         self.cpu.io = Some(io);
-        let exit = loop {
-            self.mailbox.enter();
-            let exit = self.cpu.execute();
-            self.mailbox.leave();
-            match exit {
-                // Whatever ends the halt comes through the mailbox.
-                Exit::Halted if self.cpu.apic.is_some() => self.mailbox.wait(),
-                exit => break exit,
-            }
-        };
+        let result = f(&mut self.cpu);
         self.cpu.io = None;
-        Ok(exit)
+        result
+    }
+}
+
+impl Vcpu for SoftVcpu {
+    fn run(&mut self, io: &dyn CpuIo) -> Result<Exit, AccelError> {
+        let mailbox = self.mailbox.clone();
+        Ok(self.with_io(io, |cpu| {
+            loop {
+                mailbox.enter();
+                let exit = cpu.execute();
+                mailbox.leave();
+                match exit {
+                    // Whatever ends the halt comes through the mailbox.
+                    Exit::Halted if cpu.apic.is_some() => mailbox.wait(),
+                    exit => break exit,
+                }
+            }
+        }))
     }
 
     fn kicker(&self) -> Kicker {

@@ -146,6 +146,15 @@ impl Blocks {
         }
     }
 
+    /// Forgets all blocks, as [`Self::clear`] does, once the TLB's epoch is another one: what is in
+    /// the jump cache is of no use then. None may be in execution.
+    pub(crate) fn forget(&mut self) {
+        self.by_phys.clear();
+        self.by_page.clear();
+        self.dropped.clear();
+        self.bytes = 0;
+    }
+
     /// Forgets all blocks. None may be in execution.
     pub(crate) fn clear(&mut self) {
         *self = Self::new();
@@ -171,7 +180,28 @@ impl Cpu {
     /// What fetching it raises.
     #[inline]
     pub(crate) fn find_block(&mut self, single: bool) -> Res<*const Block> {
+        if self.bits != Bits::B64 {
+            return self.find_block_in_segment(single);
+        }
+        self.find_block_at(self.rip, single)
+    }
+
+    /// As [`Self::find_block`], within the limit of CS: what is cached knows nothing of it.
+    fn find_block_in_segment(&mut self, single: bool) -> Res<*const Block> {
+        let limit = u64::from(self.segs[crate::cpu::seg::CS].limit);
+        let Some(room) = limit.checked_sub(self.rip) else { return self.gp(0) };
         let linear = self.linear_ip(self.rip);
+        if room >= PAGE_SIZE {
+            return self.find_block_at(linear, single);
+        }
+        // The end of the segment may be in the page: one instruction at a time is looked at.
+        let block = self.find_block_at(linear, true)?;
+        // SAFETY: `find_block_at` gives a block that is alive.
+        if u64::from(unsafe { (*block).len }) > room + 1 { self.gp(0) } else { Ok(block) }
+    }
+
+    #[inline]
+    fn find_block_at(&mut self, linear: u64, single: bool) -> Res<*const Block> {
         let key = self.tlb.key(linear) ^ (self.bits as u64) << 61 ^ (single as u64) << 63;
         let jump = self.blocks.jumps[jump_index(linear)];
         self.regs[PAGE] = self.rip.wrapping_sub(linear & 0xFFF);
@@ -197,9 +227,7 @@ impl Cpu {
             self.vector.code.clear();
             self.link = None;
         }
-        if self.bits == Bits::B64 && !self.canonical(linear)
-            || self.bits != Bits::B64 && self.rip > u64::from(self.segs[crate::cpu::seg::CS].limit)
-        {
+        if self.bits == Bits::B64 && !self.canonical(linear) {
             return self.gp(0);
         }
         let phys = self.fetch_phys(linear)?;

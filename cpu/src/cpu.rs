@@ -8,6 +8,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use board::vcpu::{Cpuid, DebugRegisters, MpState, Segment, TableRegister};
 use board::{Clock, CpuIo, Entropy, LocalApic};
 
+use crate::assist::Assist;
 use crate::block::{Block, Blocks};
 use crate::count::Count;
 use crate::fault::{Exception, Res, Stop, Why, vector};
@@ -339,6 +340,10 @@ pub(crate) struct Cpu {
     /// The machine, while `run` executes.
     pub(crate) io: Option<*const dyn CpuIo>,
     pub(crate) id: u32,
+    /// This CPU stands in for another accelerator's.
+    pub(crate) assist: Option<Box<Assist>>,
+    /// An instruction has flushed translations that an accelerator may hold as well.
+    pub(crate) flushed: bool,
 }
 
 // SAFETY: the raw pointers are `block`, into `blocks`, which the value owns, and `io`, which is
@@ -646,10 +651,12 @@ impl Cpu {
     pub(crate) fn apic_page(&self, phys: u64) -> bool {
         const ENABLE: u64 = 1 << 11;
         const X2APIC: u64 = 1 << 10;
-        self.apic.as_ref().is_some_and(|apic| {
-            let base = apic.base();
-            base & (ENABLE | X2APIC) == ENABLE && base & !0xFFF == phys
-        })
+        let base = match &self.apic {
+            Some(apic) => apic.base(),
+            None if self.assist.is_some() => self.msrs.apic_base,
+            None => return false,
+        };
+        base & (ENABLE | X2APIC) == ENABLE && base & !0xFFF == phys
     }
 
     pub(crate) fn apic_read(&mut self, phys: u64, data: &mut [u8]) {

@@ -2,7 +2,10 @@
 
 use std::cell::Cell;
 
-use iced_x86::{Decoder, DecoderError, DecoderOptions, FlowControl, Instruction, Mnemonic};
+use iced_x86::{
+    Code, CodeSize, Decoder, DecoderError, DecoderOptions, FlowControl, Instruction, Mnemonic,
+    OpKind, Register,
+};
 
 use crate::block::{Block, MAX_BLOCK, Op};
 use crate::cpu::{Bits, Cpu};
@@ -56,15 +59,17 @@ impl Cpu {
                 let rest = &bytes[at..at + MAX_LENGTH];
                 let mut decoder = Decoder::with_ip(bitness, rest, at as u64, DecoderOptions::NONE);
                 decoder.decode_out(&mut instr);
-                self.add(&mut builder, &instr, decoder.last_error(), at);
+                correct(&mut instr, rest);
+                self.add(&mut builder, &instr, decoder.last_error(), at, single);
                 at += instr.len().max(1);
                 break;
             }
-            ended = self.add(&mut builder, &instr, decoder.last_error(), at);
+            correct(&mut instr, &bytes[at..]);
+            ended = self.add(&mut builder, &instr, decoder.last_error(), at, single);
             at += instr.len().max(1);
         }
         // A link would skip the look at what makes any other block special.
-        let linkable = !single && second.is_none();
+        let linkable = !single && second.is_none() && self.assist.is_none();
         Ok(builder.finish(off, at, second, linkable))
     }
 
@@ -75,9 +80,21 @@ impl Cpu {
         instr: &Instruction,
         error: DecoderError,
         at: usize,
+        single: bool,
     ) -> bool {
         builder.count += 1;
         let known = error == DecoderError::None && self.features.offers(instr);
+        if known && let Some(guard) = crate::assist::guard(self, instr, single) {
+            builder.ends = true;
+            builder.ops.push(Op {
+                imm: builder.slow.len() as u64,
+                len: instr.len() as u8,
+                off: at as u16,
+                ..ops::op(ops::slow_end)
+            });
+            builder.slow.push((guard, *instr));
+            return true;
+        }
         if known
             && self.bits == Bits::B64
             && let Some(op) = ops::specialise(instr)
@@ -145,6 +162,37 @@ impl Cpu {
             for (i, byte) in data[..n].iter_mut().enumerate() {
                 self.io().mmio_read(phys + i as u64, std::slice::from_mut(byte));
             }
+        }
+    }
+}
+
+/// What 64-bit code means and the decoder says otherwise.
+fn correct(instr: &mut Instruction, bytes: &[u8]) {
+    use Register as R;
+    if instr.code_size() != CodeSize::Code64 {
+        return;
+    }
+    // Such prefixes are ignored: the base register alone chooses between DS and SS.
+    if matches!(instr.segment_prefix(), R::ES | R::CS | R::SS | R::DS) {
+        instr.set_segment_prefix(R::None);
+    }
+    // With REX.B, 90 is an exchange, whether F3 precedes it or not.
+    if instr.code() == Code::Pause && instr.len() >= 3 {
+        let rex = bytes[instr.len() - 2];
+        if rex & 0xF1 == 0x41 {
+            let wide = rex & 8 != 0;
+            let narrow = !wide && bytes[..instr.len() - 2].contains(&0x66);
+            let (code, a, b) = match (wide, narrow) {
+                (true, _) => (Code::Xchg_r64_RAX, R::R8, R::RAX),
+                (_, true) => (Code::Xchg_r16_AX, R::R8W, R::AX),
+                _ => (Code::Xchg_r32_EAX, R::R8D, R::EAX),
+            };
+            instr.set_code(code);
+            instr.set_op0_kind(OpKind::Register);
+            instr.set_op1_kind(OpKind::Register);
+            instr.set_op0_register(a);
+            instr.set_op1_register(b);
+            instr.set_has_rep_prefix(false);
         }
     }
 }

@@ -19,6 +19,19 @@ pub(crate) enum Why {
     Again,
     /// Triple fault.
     Shutdown,
+    /// The instruction at RIP is not executed here, or not yet: see [`crate::assist`].
+    Leave(Leave),
+}
+
+/// What an assistant leaves its code for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Leave {
+    /// The accelerator executes the instruction.
+    Accelerator,
+    /// It needs the vector and x87 registers.
+    Vectors,
+    /// It needs MSRs.
+    Msrs,
 }
 
 /// An exception with its side effect.

@@ -254,6 +254,11 @@ impl Features {
         }
     }
 
+    /// Lets the guest use what CPUID here does not show.
+    pub(crate) fn offer(&mut self, feature: F) {
+        self.offered[feature as usize] = true;
+    }
+
     /// Whether the guest may use `instr`.
     pub(crate) fn offers(&self, instr: &Instruction) -> bool {
         // The guest's side of virtualisation is there without the host's.

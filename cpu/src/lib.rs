@@ -23,6 +23,8 @@ compile_error!("the software CPU runs vector and x87 instructions on the host: x
 
 mod accel;
 mod arch;
+pub mod assist;
+pub mod bare;
 mod block;
 mod count;
 mod cpu;
@@ -31,6 +33,8 @@ mod exec;
 mod fault;
 mod features;
 mod flags;
+#[cfg(any(test, feature = "fuzz"))]
+pub mod fuzz;
 mod host;
 mod int;
 mod kvmclock;

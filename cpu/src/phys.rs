@@ -216,6 +216,11 @@ impl PhysMap {
         }
     }
 
+    /// The address behind the last slot.
+    pub(crate) fn end(&self) -> u64 {
+        self.slots.iter().map(|slot| slot.start + slot.size).max().unwrap_or(0)
+    }
+
     /// Takes the dirty log of slot `slot`.
     pub(crate) fn take_dirty(&self, slot: usize) -> Vec<u64> {
         self.slots.get(slot).map_or_else(Vec::new, |slot| {

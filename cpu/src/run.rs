@@ -31,6 +31,36 @@ impl Cpu {
         exit
     }
 
+    /// As [`Self::execute`], for `count` blocks at most, or single instructions.
+    pub(crate) fn execute_some(&mut self, count: u64, single: bool) -> Option<Exit> {
+        self.irq_hint = true;
+        self.vector.enter();
+        let mut result = None;
+        for _ in 0..count {
+            match self.turn::<false>(single) {
+                Ok(Some(block)) => self.run_alone(block),
+                Ok(None) => {}
+                Err(exit) => {
+                    result = Some(exit);
+                    break;
+                }
+            }
+        }
+        self.vector.leave();
+        result
+    }
+
+    /// Executes a block and does not follow its links.
+    fn run_alone(&mut self, block: *const Block) {
+        let next = self.run_block(block);
+        if !next.is_null() {
+            // SAFETY: handlers return blocks that are alive.
+            let off = unsafe { (*next).off };
+            self.rip = self.regs[PAGE].wrapping_add(u64::from(off)) & self.ip_mask();
+            self.link = None;
+        }
+    }
+
     /// With `COUNTED`, no block goes past the count at which timers are due.
     fn execute_blocks<const COUNTED: bool>(&mut self) -> Exit {
         let mut next: *const Block = std::ptr::null();
@@ -63,7 +93,7 @@ impl Cpu {
 
     /// Executes one block, which `find_block` or a link has named.
     #[inline(always)]
-    fn run_block(&mut self, block: *const Block) -> *const Block {
+    pub(crate) fn run_block(&mut self, block: *const Block) -> *const Block {
         self.block = block;
         // SAFETY: blocks live until `Blocks::clear`, which only `find_block` and `advance` call,
         // between blocks. A block has at least one op, and is the current one.
@@ -80,58 +110,70 @@ impl Cpu {
             self.solo = true;
         }
         loop {
-            if let Some(exit) = self.settle_stop() {
+            if let Some(block) = self.turn::<COUNTED>(false)? {
+                return Ok(block);
+            }
+        }
+    }
+
+    /// Does what is due and finds the next block, or executes one instruction: when something asks
+    /// for single steps, or `single` does.
+    #[inline(always)]
+    fn turn<const COUNTED: bool>(&mut self, single: bool) -> Result<Option<*const Block>, Exit> {
+        if let Some(exit) = self.settle_stop() {
+            return Err(exit);
+        }
+        if COUNTED && self.icount >= self.due {
+            self.run_due();
+        }
+        if self.mailbox.attention.swap(false, Ordering::SeqCst) {
+            if let Some(exit) = self.attend() {
                 return Err(exit);
             }
-            if COUNTED && self.icount >= self.due {
-                self.run_due();
-            }
-            if self.mailbox.attention.swap(false, Ordering::SeqCst) {
-                if let Some(exit) = self.attend() {
-                    return Err(exit);
+            if COUNTED {
+                self.plan();
+                if self.icount >= self.due || self.wait_for_host() {
+                    return Ok(None);
                 }
+            }
+        }
+        let shadow = self.sti_shadow || self.mov_ss_shadow;
+        if !shadow && self.nmi_pending | self.irq_hint {
+            self.interrupts();
+            // Code that was changed before an interrupt was sent is not executed after it.
+            if self.stop.is_some() || self.mailbox.attention.load(Ordering::SeqCst) {
+                return Ok(None);
+            }
+        }
+        if self.mp_state != MpState::Runnable {
+            if COUNTED {
+                self.idle();
+                return Ok(None);
+            }
+            return Err(Exit::Halted);
+        }
+        let special = self.flags.rest & (bit::TF | bit::RF) != 0
+            || self.debug.control & 0xFF != 0
+            || self.watch_hit != 0;
+        if shadow || special || single || COUNTED && std::mem::take(&mut self.solo_next) {
+            self.step();
+            return Ok(None);
+        }
+        match self.find_block(false) {
+            Ok(block) => {
                 if COUNTED {
-                    self.plan();
-                    if self.icount >= self.due || self.wait_for_host() {
-                        continue;
+                    if self.is_too_long(block) {
+                        self.step();
+                        return Ok(None);
                     }
+                    self.solo = false;
                 }
+                self.make_link(block);
+                Ok(Some(block))
             }
-            let shadow = self.sti_shadow || self.mov_ss_shadow;
-            if !shadow && self.nmi_pending | self.irq_hint {
-                self.interrupts();
-                // Code that was changed before an interrupt was sent is not executed after it.
-                if self.stop.is_some() || self.mailbox.attention.load(Ordering::SeqCst) {
-                    continue;
-                }
-            }
-            if self.mp_state != MpState::Runnable {
-                if COUNTED {
-                    self.idle();
-                    continue;
-                }
-                return Err(Exit::Halted);
-            }
-            let special = self.flags.rest & (bit::TF | bit::RF) != 0
-                || self.debug.control & 0xFF != 0
-                || self.watch_hit != 0;
-            if shadow || special || COUNTED && std::mem::take(&mut self.solo_next) {
-                self.step();
-                continue;
-            }
-            match self.find_block(false) {
-                Ok(block) => {
-                    if COUNTED {
-                        if self.is_too_long(block) {
-                            self.step();
-                            continue;
-                        }
-                        self.solo = false;
-                    }
-                    self.make_link(block);
-                    return Ok(block);
-                }
-                Err(Stop) => self.link = None,
+            Err(Stop) => {
+                self.link = None;
+                Ok(None)
             }
         }
     }
@@ -149,9 +191,9 @@ impl Cpu {
     }
 
     /// Delivers the exception that ended the last block, if one did.
-    fn settle_stop(&mut self) -> Option<Exit> {
+    pub(crate) fn settle_stop(&mut self) -> Option<Exit> {
         match self.stop.take()? {
-            Why::Again => None,
+            Why::Again | Why::Leave(_) => None,
             Why::Shutdown => Some(Exit::Shutdown),
             Why::Exception(exception) => {
                 self.icount += 1;
@@ -170,9 +212,7 @@ impl Cpu {
     /// Looks at what other threads and the machine want.
     fn attend(&mut self) -> Option<Exit> {
         self.irq_hint = true;
-        let (work, ticket) = self.mailbox.take();
-        work.into_iter().for_each(|todo| self.do_work(todo));
-        self.mailbox.answer(ticket);
+        self.take_work();
         self.apic_events();
         if self.mailbox.kick.swap(false, Ordering::SeqCst) {
             return Some(Exit::Kicked);
@@ -182,6 +222,13 @@ impl Cpu {
             return Some(Exit::Kicked);
         }
         None
+    }
+
+    /// Does what others have left.
+    pub(crate) fn take_work(&mut self) {
+        let (work, ticket) = self.mailbox.take();
+        work.into_iter().for_each(|todo| self.do_work(todo));
+        self.mailbox.answer(ticket);
     }
 
     fn do_work(&mut self, todo: Todo) {
@@ -283,7 +330,7 @@ impl Cpu {
     }
 
     /// Executes a single instruction, with all that debugging asks for.
-    fn step(&mut self) {
+    pub(crate) fn step(&mut self) {
         let tf = self.flags.rest & bit::TF != 0;
         let resume = self.flags.rest & bit::RF != 0;
         // What came before has been held off by MOV SS at most until now.
@@ -304,7 +351,7 @@ impl Cpu {
         debug_assert!(null.is_null(), "single-instruction blocks have no links");
         self.link = None;
         match self.stop {
-            Some(Why::Exception(_)) => {
+            Some(Why::Exception(_) | Why::Leave(_)) => {
                 // The exception's frame shows RF as the instruction found it.
                 return;
             }

@@ -1,5 +1,6 @@
 //! Reset, INIT, and the way from and to the architectural state that all accelerators share.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use board::vcpu::{
@@ -84,6 +85,8 @@ impl Cpu {
             entropy: Entropy::host(),
             io: None,
             id,
+            assist: None,
+            flushed: false,
         };
         cpu.reset_registers();
         cpu
@@ -131,27 +134,7 @@ impl Cpu {
     pub(crate) fn save_state(&mut self) -> VcpuState {
         // What has arrived and not been looked at has no place in the state.
         self.apic_events();
-        self.vector.snapshot();
-        let image = &self.vector.image.0;
-        let mut fpu = Fpu {
-            fcw: self.vector.fcw,
-            fsw: u16::from_le_bytes([image[2], image[3]]),
-            ftw: image[4],
-            fop: self.vector.fop,
-            fip: self.vector.fip,
-            fdp: self.vector.fdp,
-            mxcsr: self.vector.mxcsr(),
-            ..Fpu::default()
-        };
-        for (i, st) in fpu.st.iter_mut().enumerate() {
-            st.copy_from_slice(&image[32 + 16 * i..42 + 16 * i]);
-        }
-        let ymm = &self.vector.context.ymm;
-        for (xmm, ymm) in fpu.xmm.iter_mut().zip(ymm) {
-            xmm.copy_from_slice(&ymm[..16]);
-        }
-        let high: Vec<u8> = ymm.iter().flat_map(|ymm| ymm[16..].iter().copied()).collect();
-        let xsave = if high.iter().any(|byte| *byte != 0) { vec![(YMM, high)] } else { vec![] };
+        let (fpu, xsave) = self.vectors();
         let msrs = self.save_msrs();
         let s = self.segs;
         VcpuState {
@@ -181,7 +164,7 @@ impl Cpu {
             xcr0: self.xcr0,
             debug: self.debug,
             fpu,
-            xsave: xsave.into_iter().collect(),
+            xsave,
             msrs,
             lapic: self.apic.as_mut().map(|apic| apic.save()),
             events: Events {
@@ -198,6 +181,40 @@ impl Cpu {
             cpuid: self.cpuid.clone(),
             repeat: Some(Repeat { instructions: self.icount, random: self.entropy.position() }),
         }
+    }
+
+    /// The vector and x87 registers.
+    fn vectors(&mut self) -> (Fpu, BTreeMap<u8, Vec<u8>>) {
+        self.vector.snapshot();
+        let image = &self.vector.image.0;
+        let mut fpu = Fpu {
+            fcw: self.vector.fcw,
+            fsw: u16::from_le_bytes([image[2], image[3]]),
+            ftw: image[4],
+            fop: self.vector.fop,
+            fip: self.vector.fip,
+            fdp: self.vector.fdp,
+            mxcsr: self.vector.mxcsr(),
+            ..Fpu::default()
+        };
+        for (i, st) in fpu.st.iter_mut().enumerate() {
+            st.copy_from_slice(&image[32 + 16 * i..42 + 16 * i]);
+        }
+        let ymm = &self.vector.context.ymm;
+        for (xmm, ymm) in fpu.xmm.iter_mut().zip(ymm) {
+            xmm.copy_from_slice(&ymm[..16]);
+        }
+        let high: Vec<u8> = ymm.iter().flat_map(|ymm| ymm[16..].iter().copied()).collect();
+        let xsave = if high.iter().any(|byte| *byte != 0) { vec![(YMM, high)] } else { vec![] };
+        (fpu, xsave.into_iter().collect())
+    }
+
+    /// Puts the vector and x87 registers into `state`; components that are unknown here stay.
+    pub(crate) fn save_vectors(&mut self, state: &mut VcpuState) {
+        let (fpu, mut known) = self.vectors();
+        state.fpu = fpu;
+        state.xsave.remove(&YMM);
+        state.xsave.append(&mut known);
     }
 
     /// Takes on `state`.
@@ -286,7 +303,7 @@ impl Cpu {
         }
     }
 
-    fn restore_vectors(&mut self, state: &VcpuState) {
+    pub(crate) fn restore_vectors(&mut self, state: &VcpuState) {
         let fpu = &state.fpu;
         let image = &mut self.vector.image.0;
         image[..2].copy_from_slice(&fpu.fcw.to_le_bytes());

@@ -169,7 +169,20 @@ pub(crate) mod types {
     /// `query-kvm`
     pub(crate) const KVM: Type = Type::Object(&Object {
         name: "KvmInfo",
-        members: &[member("enabled", Type::Bool), member("present", Type::Bool)],
+        members: &[
+            member("enabled", Type::Bool),
+            member("present", Type::Bool),
+            Member::optional("assists", ASSISTS),
+        ],
+    });
+    const ASSISTS: Type = Type::Object(&Object {
+        name: "KvmAssists",
+        members: &[
+            member("failures", Type::Int),
+            member("system-calls", Type::Int),
+            member("exceptions", Type::Int),
+            member("instructions", Type::Int),
+        ],
     });
     const CPU_PROPS: Type = Type::Object(&Object {
         name: "CpuInstanceProperties",

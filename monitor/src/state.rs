@@ -117,6 +117,23 @@ pub struct Kvm {
     pub enabled: bool,
     /// This program can use KVM.
     pub present: bool,
+    /// What the software CPU did in KVM's place; `None` where KVM does not run the vCPUs.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub assists: Option<Assists>,
+}
+
+/// How often the software CPU stood in for KVM, and why.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct Assists {
+    /// Instructions that KVM could not emulate.
+    pub failures: u64,
+    /// System calls and undefined instructions that KVM may have got wrong.
+    pub system_calls: u64,
+    /// Other exceptions that were looked at for the sake of the former.
+    pub exceptions: u64,
+    /// Instructions executed on these occasions.
+    pub instructions: u64,
 }
 
 /// How far a run is, by a count that is the same in each run with `--icount`.

@@ -106,10 +106,9 @@ pub fn warn_of_emulation() {
     let _held = crate::signals::hold();
     // A host without a thread left has worse problems.
     let _ = std::thread::Builder::new().name("kvm-probe".into()).spawn(|| {
-        if let Ok(Ring0::Emulated) = Ring0::probe() {
+        if Ring0::of_host() == Ring0::Emulated {
             report::note(
-                "this host's KVM emulates ring 0 in software, slowly and with instructions missing; \
-                 the alternative is --accel soft",
+                "this host's KVM emulates ring 0 in software, slowly; the alternative is --accel soft",
             );
         }
     });

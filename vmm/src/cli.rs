@@ -43,7 +43,7 @@ pub struct Cli {
     /// vCPUs: N or cpus=N,sockets=,cores=,threads=
     #[arg(long, value_name = "N", default_value = "1", help_heading = "Machine")]
     pub smp: String,
-    /// The machine: pc or microvm, and kernel-irqchip=split|on, acpi=on|off
+    /// The machine: pc or microvm, and kernel-irqchip=split|on, acpi=on|off, pci=on|off
     #[arg(short = 'M', long, value_name = "TYPE", default_value = "pc", help_heading = "Machine")]
     pub machine: String,
     /// The CPU: host, max, x86-64-v1, -v2, -v3, then ,+FEATURE ,-FEATURE

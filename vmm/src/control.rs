@@ -6,8 +6,8 @@ use std::io::{self, Write};
 use board::Bus;
 use board::memory::MemoryMap;
 use monitor::state::{
-    AddressSpace, Chardev, Cpu, Icount, IoApic, IrqStats, Kvm, LocalApic, MemoryRegion, MemoryTree,
-    PciBus, Pic, RegionKind, Registers, RunState, Version,
+    AddressSpace, Assists, Chardev, Cpu, Icount, IoApic, IrqStats, Kvm, LocalApic, MemoryRegion,
+    MemoryTree, PciBus, Pic, RegionKind, Registers, RunState, Version,
 };
 use monitor::virtio::{Balloon, VirtioInfo, VirtioQueue, VirtioStatus};
 use monitor::{Cause, CommandError, Control};
@@ -35,7 +35,14 @@ impl Control for Machine {
     }
 
     fn kvm(&self) -> Kvm {
-        Kvm { enabled: self.accel().name() == "kvm", present: cfg!(feature = "kvm") }
+        let assists = self.accel().assists().map(|a| Assists {
+            failures: a.failures,
+            system_calls: a.system_calls,
+            exceptions: a.exceptions,
+            instructions: a.instructions,
+        });
+        let enabled = self.accel().name() == "kvm";
+        Kvm { enabled, present: cfg!(feature = "kvm"), assists }
     }
 
     fn icount(&mut self) -> Option<Icount> {

@@ -1,7 +1,7 @@
 //! Control and debug registers, MSRs, CPUID, TSC, TLB and cache maintenance, HLT.
 
 use board::vcpu::MpState;
-use iced_x86::{Instruction, Mnemonic, OpKind, Register};
+use iced_x86::{Code, Instruction, Mnemonic, OpKind, Register};
 
 use super::operand::segment_number;
 use super::tables::{store16, umip};
@@ -37,6 +37,7 @@ pub(super) fn find(mnemonic: Mnemonic) -> Option<Exec> {
         M::Rdgsbase => |cpu, i| read_base(cpu, i, seg::GS),
         M::Wrfsbase => |cpu, i| write_base(cpu, i, seg::FS),
         M::Wrgsbase => |cpu, i| write_base(cpu, i, seg::GS),
+        M::Clzero => clzero,
         M::Stac => |cpu, _| access_check(cpu, bit::AC),
         M::Clac => |cpu, _| access_check(cpu, 0),
         _ => return None,
@@ -310,6 +311,7 @@ fn invlpg(cpu: &mut Cpu, instr: &Instruction) -> Res {
     let offset = cpu.offset(instr);
     let linear = offset.wrapping_add(cpu.seg_base[segment_number(instr.memory_segment())]);
     cpu.tlb.flush_page(linear);
+    cpu.flushed = true;
     Ok(())
 }
 
@@ -330,6 +332,7 @@ fn invpcid(cpu: &mut Cpu, instr: &Instruction) -> Res {
         0 | 1 => cpu.tlb.forget_space(pcid as u16),
         _ => cpu.tlb.flush_all(),
     }
+    cpu.flushed = true;
     Ok(())
 }
 
@@ -405,6 +408,18 @@ fn write_base(cpu: &mut Cpu, instr: &Instruction, i: usize) -> Res {
     cpu.segs[i].base = value;
     cpu.seg_base[i] = value;
     Ok(())
+}
+
+/// Zeros the cache line at RAX (AMD APM vol. 3). Only assistants offer it.
+fn clzero(cpu: &mut Cpu, instr: &Instruction) -> Res {
+    let width = match instr.code() {
+        Code::Clzerow => 2,
+        Code::Clzerod => 4,
+        _ => 8,
+    };
+    let line = cpu.reg(RAX, width) & !63;
+    let linear = cpu.linear(segment_number(instr.memory_segment()), line, 64, true)?;
+    cpu.write_bytes(linear, &[0; 64])
 }
 
 fn access_check(cpu: &mut Cpu, ac: u64) -> Res {

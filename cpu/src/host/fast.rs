@@ -149,6 +149,7 @@ fn compute(cpu: &mut Cpu, instr: &Instruction) -> Option<Op> {
     // SAFETY: stubs live as long as any block.
     let stub = unsafe { &*pointer };
     let plain = matches!(stub.unit, Unit::Sse | Unit::Avx)
+        && !stub.mmx
         && stub.flags == 0
         && instr.rflags_read() == 0
         && stub.gpr.iter().all(Option::is_none)

@@ -6,10 +6,15 @@
 //! 64-bit code have handlers of their own (`fast`).
 //!
 //! The x87 registers (and with them the MMX registers) live in the host's own unit while the vCPU
-//! runs: nothing else in this program uses it. So does MXCSR, with all exceptions masked, and
-//! gathers the flags as the guest's would; this crate does not compute on floating-point numbers,
-//! and for the machine that it calls ([`Outside`]) the host's own is put back. Only while the guest
-//! has unmasked an exception, the flags of each instruction are looked at.
+//! runs: nothing else in this program uses it. [`Vector::enter`] puts them there. The guest's
+//! control word is in force too: an exception that it does not mask stays pending in the unit, and
+//! only a waiting instruction would raise it. Before each of these, the guest gets its #MF
+//! ([`Cpu::x87_pending`]), so that the host never does.
+//!
+//! MXCSR lives in the host's too, with all exceptions masked, and gathers the flags as the guest's
+//! would; this crate does not compute on floating-point numbers, and for the machine that it calls
+//! ([`Outside`]) the host's own is put back. Only while the guest has unmasked an exception, the
+//! flags of each instruction are looked at.
 
 mod fast;
 mod masked;
@@ -52,7 +57,7 @@ pub(crate) struct Vector {
     pub(crate) context: Context,
     /// MXCSR, but for flags that the host's has and this has not while the vCPU runs.
     mxcsr: u32,
-    /// The guest's control word; the host's has all exceptions masked.
+    /// The guest's control word, which is in force while the x87 registers are in the host's unit.
     pub(crate) fcw: u16,
     /// The x87 registers while the vCPU does not run.
     pub(crate) image: Image,
@@ -160,8 +165,7 @@ impl Vector {
         if self.live {
             return;
         }
-        let fcw = self.fcw | 0x3F;
-        self.image.0[..2].copy_from_slice(&fcw.to_le_bytes());
+        self.image.0[..2].copy_from_slice(&self.fcw.to_le_bytes());
         self.image.0[24..28].copy_from_slice(&(self.mxcsr | MXCSR_MASKED).to_le_bytes());
         // SAFETY: the image is 512 aligned bytes with a legal MXCSR; all registers that change are
         // declared.

@@ -9,6 +9,12 @@ use crate::cpu::{Cpu, PAGE, cr4};
 use crate::fault::{Res, vector};
 use crate::ops::{attempt, next};
 
+/// Fields of MXCSR: flags of what is found before anything is computed (invalid operation, denormal,
+/// division by zero), of underflow; flush to zero.
+const BEFORE: u32 = 7;
+const UNDERFLOW: u32 = 1 << 4;
+const FLUSH: u32 = 1 << 15;
+
 /// The stub of `instr`, if it has one and there is room for it.
 pub(crate) fn decode(cpu: &mut Cpu, instr: &Instruction) -> Option<*const Stub> {
     let (unit, host, key) = stub::normalise(instr)?;
@@ -45,7 +51,12 @@ fn execute(cpu: &mut Cpu, stub: &Stub, instr: &Instruction) -> Res {
             cpu.mmx_available()?;
             cpu.x87_pending()?;
         }
-        Unit::Sse => cpu.sse_available()?,
+        Unit::Sse => {
+            cpu.sse_available()?;
+            if stub.mmx {
+                cpu.x87_pending()?;
+            }
+        }
         Unit::Avx => cpu.avx_available()?,
     }
     let mut linear = 0;
@@ -146,13 +157,32 @@ impl Cpu {
         Ok(())
     }
 
+    /// As [`Self::run_float`], where the guest leaves exceptions unmasked (SDM vol. 1, 11.5): the
+    /// host masks them all, and its flags say which ones are due.
     #[cold]
     fn run_unmasked(&mut self, stub: &Stub) -> Res {
         let (mxcsr, unmasked) = (self.vector.mxcsr(), self.vector.unmasked());
-        self.vector.set_mxcsr(mxcsr & !MXCSR_FLAGS);
         let saved = stub.target.map(|n| (n, self.vector.context.ymm[n]));
-        stub.run(&mut self.vector.context);
-        let raised = self.vector.mxcsr() & MXCSR_FLAGS;
+        let image = stub.mmx.then(|| {
+            self.vector.snapshot();
+            self.vector.image.clone()
+        });
+        // Unmasked underflow is not flushed to zero, and is also due for a result that is tiny
+        // and exact. To flush such results shows them, at the price of their precision flag.
+        let mut tiny = 0;
+        let mut base = mxcsr & !MXCSR_FLAGS;
+        if unmasked & UNDERFLOW != 0 {
+            tiny = self.run_under(stub, base | FLUSH) & UNDERFLOW;
+            if let Some((n, value)) = saved {
+                self.vector.context.ymm[n] = value;
+            }
+            base &= !FLUSH;
+        }
+        let mut raised = self.run_under(stub, base) | tiny;
+        if raised & unmasked & BEFORE != 0 {
+            // Nothing has been computed.
+            raised &= BEFORE;
+        }
         self.vector.set_mxcsr(mxcsr | raised);
         if raised & unmasked == 0 {
             return Ok(());
@@ -160,28 +190,27 @@ impl Cpu {
         if let Some((n, value)) = saved {
             self.vector.context.ymm[n] = value;
         }
+        if let Some(image) = image {
+            self.vector.image = image;
+            self.vector.reload();
+        }
         if self.cr4 & cr4::OSXMMEXCPT == 0 { self.ud() } else { self.raise_plain(vector::XM) }
     }
 
-    /// Runs an x87 stub; the next waiting instruction finds what the guest does not mask.
+    /// Runs a stub under `mxcsr`; returns the flags that it raises.
+    fn run_under(&mut self, stub: &Stub, mxcsr: u32) -> u32 {
+        self.vector.set_mxcsr(mxcsr);
+        stub.run(&mut self.vector.context);
+        self.vector.mxcsr() & MXCSR_FLAGS
+    }
+
+    /// Runs an x87 stub; what the guest does not mask stays pending.
     fn run_x87(&mut self, stub: &Stub, linear: u64) -> Res {
-        let unmasked = !self.vector.fcw & 0x3F;
-        if unmasked == 0 {
-            stub.run(&mut self.vector.context);
-        } else {
-            // Invalid operation, denormal and division by zero leave the operands as they were.
-            self.vector.snapshot();
-            let before = self.vector.image.clone();
-            stub.run(&mut self.vector.context);
-            let raised = self.x87_status() & unmasked;
-            if raised & 7 != 0 {
-                self.vector.image = before;
-                let fsw = u16::from_le_bytes([self.vector.image.0[2], self.vector.image.0[3]]);
-                let fsw = fsw & 0x7F7F | raised & 7;
-                self.vector.image.0[2..4].copy_from_slice(&fsw.to_le_bytes());
-                self.vector.reload();
-            }
+        if self.vector.fcw & 0x3F != 0x3F && stub.writes && !stub.reads {
+            // A store that such an exception prevents leaves memory as it is.
+            self.load_operand(linear, stub.memory)?;
         }
+        stub.run(&mut self.vector.context);
         self.vector.fip = self.rip;
         if stub.memory != 0 {
             self.vector.fdp = linear;

@@ -95,6 +95,8 @@ pub(crate) enum Unit {
 pub(crate) struct Stub {
     code: *const u8,
     pub(crate) unit: Unit,
+    /// It uses MMX registers, or the host may act as if it did.
+    pub(crate) mmx: bool,
     /// It uses MXCSR.
     pub(crate) float: bool,
     /// Bytes of the memory operand, 0 without one.
@@ -370,7 +372,9 @@ pub(crate) fn build(
     let align = alignment(instr, unit, memory);
     let target = (written != 0).then(|| written.trailing_zeros() as usize);
     let code = code.add(&out)?;
-    Some(Stub { code, unit, float, memory, reads, writes, align, flags, gpr, target })
+    let mmx = (0..instr.op_count()).any(|n| instr.op_register(n).is_mm())
+        || matches!(instr.mnemonic(), Mnemonic::Cvtpi2ps);
+    Some(Stub { code, unit, mmx, float, memory, reads, writes, align, flags, gpr, target })
 }
 
 fn is_write(access: OpAccess) -> bool {

@@ -74,7 +74,7 @@ impl Cpu {
         if self.vector.fcw & 0x3F == 0x3F {
             return Ok(());
         }
-        if self.x87_status() & !self.vector.fcw & 0x3F == 0 {
+        if self.x87_status() & 0x80 == 0 {
             return Ok(());
         }
         self.raise_plain(vector::MF)
@@ -89,10 +89,17 @@ impl Cpu {
     }
 
     fn set_fcw(&mut self, fcw: u16) {
-        self.vector.fcw = fcw & 0x1F7F | 0x40;
-        let host = self.vector.fcw | 0x3F;
-        // SAFETY: all exceptions are masked; only the unit's control word changes.
-        unsafe { asm!("fldcw [{}]", in(reg) &raw const host, options(nostack, readonly)) };
+        let fcw = fcw & 0x1F7F | 0x40;
+        if self.x87_status() & 0x80 != 0 {
+            // FLDCW would raise what is pending.
+            self.vector.snapshot();
+            self.vector.image.0[..2].copy_from_slice(&fcw.to_le_bytes());
+            self.vector.reload();
+            return;
+        }
+        self.vector.fcw = fcw;
+        // SAFETY: no exception is pending; only the unit's control word and summary bits change.
+        unsafe { asm!("fldcw [{}]", in(reg) &raw const fcw, options(nostack, readonly)) };
     }
 }
 

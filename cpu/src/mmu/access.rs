@@ -126,12 +126,13 @@ impl Cpu {
     /// Fails as a write of `size` bytes would, and does nothing else.
     pub(crate) fn probe_write(&mut self, linear: u64, size: u64) -> Res {
         let access = self.data_access(true);
-        self.translate(linear, access)?;
+        let place = self.translate(linear, access)?;
         let last = linear.wrapping_add(size - 1);
         if (last ^ linear) >> 12 != 0 {
-            self.translate(last & !0xFFF, access)?;
+            let rest = self.translate(last & !0xFFF, access)?;
+            self.admit_store(rest, (last & 0xFFF) as usize + 1)?;
         }
-        Ok(())
+        self.admit_store(place, self.room(linear).min(size as usize))
     }
 
     pub(crate) fn read_as(&mut self, linear: u64, data: &mut [u8], access: Access) -> Res {
@@ -145,6 +146,8 @@ impl Cpu {
             if place.page.is_none() || rest.page.is_none() {
                 self.alone()?;
             }
+            self.admit_device(place)?;
+            self.admit_device(rest)?;
             let (a, b) = data.split_at_mut(first);
             self.read_place(place, a);
             self.read_place(rest, b);
@@ -153,6 +156,7 @@ impl Cpu {
             if place.page.is_none() {
                 self.alone()?;
             }
+            self.admit_device(place)?;
             self.read_place(place, data);
         }
         Ok(())
@@ -170,6 +174,8 @@ impl Cpu {
                 self.alone()?;
             }
             let (a, b) = data.split_at(first);
+            self.admit_store(place, a.len())?;
+            self.admit_store(rest, b.len())?;
             self.write_place(place, a);
             self.write_place(rest, b);
         } else {
@@ -177,6 +183,7 @@ impl Cpu {
             if !place.is_plain() {
                 self.alone()?;
             }
+            self.admit_store(place, data.len())?;
             self.write_place(place, data);
         }
         Ok(())
@@ -221,7 +228,8 @@ impl Cpu {
                 _ if self.cr4 & crate::cpu::cr4::SMAP == 0 => Rights::Supervisor,
                 _ => Rights::SupervisorAc,
             };
-            let writable = walk.write && !page.readonly;
+            // What an assistant writes is looked at each time.
+            let writable = walk.write && !page.readonly && self.assist.is_none();
             if writable {
                 self.phys.note_writer(page, self.id);
             }
@@ -259,15 +267,16 @@ impl Cpu {
                 // SAFETY: `host` points into a writable page of guest memory, and the caller stays
                 // within it.
                 unsafe { copy_to_guest(page.host.add((place.phys & 0xFFF) as usize), data) };
-                self.phys.mark_dirty(page);
                 self.wrote(page, Span::new(place.phys, data.len() as u64));
             }
             _ => self.mmio_write(place.phys, data),
         }
     }
 
-    /// After a write to `span` of `page`: has every vCPU drop the code that it holds of it.
+    /// After a write to `span` of `page`: notes it for the dirty log, and has every vCPU drop the
+    /// code that it holds of it.
     pub(crate) fn wrote(&mut self, page: Page, span: Span) {
+        self.phys.mark_dirty(page);
         // Another vCPU marks the line, then reads the code; here it is written, then looked for.
         fence(Ordering::SeqCst);
         if self.phys.code(page) & span.lines() != 0 {
@@ -334,6 +343,7 @@ impl Cpu {
         if crosses {
             return Ok(None);
         }
+        self.admit_store(place, size as usize)?;
         Ok(place
             .host()
             .filter(|_| place.is_plain())

@@ -1,10 +1,23 @@
 //! Branches, calls and returns of 64-bit code.
 
 use crate::block::{Block, Op};
-use crate::cpu::{Cpu, PAGE, RSP};
-use crate::fault::vector;
-use crate::ops::attempt;
+use crate::cpu::{Cpu, PAGE, RSP, seg};
+use crate::fault::{Stop, vector};
 use crate::ops::mem::{Ea, get};
+use crate::ops::{attempt, leave, leave_as_is};
+
+/// As [`attempt`], for an access to the stack.
+macro_rules! attempt_stack {
+    ($cpu:expr, $op:expr, $e:expr) => {
+        match $e {
+            Ok(v) => v,
+            Err(Stop) => {
+                $cpu.stack_segment_fault(seg::SS as u8);
+                return leave($cpu, $op);
+            }
+        }
+    };
+}
 
 /// Goes on at `target`, relative to the current page, by link `which` of the block if it can.
 #[inline(always)]
@@ -55,9 +68,17 @@ pub(crate) unsafe fn call(cpu: &mut Cpu, op: *const Op) -> *const Block {
     // SAFETY: contract of handlers.
     let o = unsafe { &*op };
     let sp = cpu.regs[RSP].wrapping_sub(8);
-    attempt!(cpu, op, cpu.store(sp, after(cpu, o)));
+    attempt_stack!(cpu, op, cpu.store(sp, after(cpu, o)));
     cpu.regs[RSP] = sp;
     go(cpu, o.imm, 0)
+}
+
+/// #GP for a target that is not canonical.
+#[cold]
+fn nowhere(cpu: &mut Cpu, op: *const Op) -> *const Block {
+    let raised: Result<(), Stop> = cpu.raise_error(vector::GP, 0);
+    debug_assert!(raised.is_err());
+    leave_as_is(cpu, op)
 }
 
 /// To an address that the program computed.
@@ -66,11 +87,11 @@ fn indirect(cpu: &mut Cpu, op: *const Op, target: u64, push: bool) -> *const Blo
     // SAFETY: contract of handlers, whom this serves.
     let o = unsafe { &*op };
     if !cpu.canonical(target) {
-        attempt!(cpu, op, cpu.raise_error(vector::GP, 0));
+        return nowhere(cpu, op);
     }
     if push {
         let sp = cpu.regs[RSP].wrapping_sub(8);
-        attempt!(cpu, op, cpu.store(sp, after(cpu, o)));
+        attempt_stack!(cpu, op, cpu.store(sp, after(cpu, o)));
         cpu.regs[RSP] = sp;
     }
     cpu.rip = target;
@@ -98,9 +119,9 @@ pub(crate) unsafe fn indirect_m<const CALL: bool, E: Ea>(
 /// RET, with `imm` bytes of arguments.
 pub(crate) unsafe fn ret(cpu: &mut Cpu, op: *const Op) -> *const Block {
     let sp = cpu.regs[RSP];
-    let target: u64 = attempt!(cpu, op, cpu.load(sp));
+    let target: u64 = attempt_stack!(cpu, op, cpu.load(sp));
     if !cpu.canonical(target) {
-        attempt!(cpu, op, cpu.raise_error(vector::GP, 0));
+        return nowhere(cpu, op);
     }
     // SAFETY: contract of handlers.
     cpu.regs[RSP] = sp.wrapping_add(8).wrapping_add(unsafe { (*op).imm });

@@ -39,6 +39,7 @@ impl CpuIo for NoIo {
 }
 
 /// xorshift64*: small, and the same everywhere.
+#[derive(Clone)]
 pub struct Rng(u64);
 
 impl Rng {
@@ -89,52 +90,21 @@ impl Rng {
     }
 }
 
-/// Features of instructions that the CPU under test offers and the host has.
-pub fn offered() -> Vec<CpuidFeature> {
+/// Whether the host has what `instr` needs, as far as the CPU does not ask it itself.
+pub fn host_offers(instr: &Instruction) -> bool {
     use CpuidFeature as F;
     use std::arch::is_x86_feature_detected as has;
-    let mut all = vec![
-        F::INTEL8086,
-        F::INTEL186,
-        F::INTEL286,
-        F::INTEL386,
-        F::INTEL486,
-        F::X64,
-        F::FPU,
-        F::FPU287,
-        F::FPU387,
-        F::MMX,
-        F::CMOV,
-        F::CX8,
-        F::SSE,
-        F::SSE2,
-        F::FXSR,
-        F::MULTIBYTENOP,
-        F::PAUSE,
-        F::CMPXCHG16B,
-        F::TSC,
-    ];
-    let optional = [
-        (has!("sse3"), F::SSE3),
-        (has!("ssse3"), F::SSSE3),
-        (has!("sse4.1"), F::SSE4_1),
-        (has!("sse4.2"), F::SSE4_2),
-        (has!("popcnt"), F::POPCNT),
-        (has!("lzcnt"), F::LZCNT),
-        (has!("bmi1"), F::BMI1),
-        (has!("bmi2"), F::BMI2),
-        (has!("adx"), F::ADX),
-        (has!("movbe"), F::MOVBE),
-        (has!("aes"), F::AES),
-        (has!("pclmulqdq"), F::PCLMULQDQ),
-        (has!("sha"), F::SHA),
-        (has!("avx"), F::AVX),
-        (has!("avx2"), F::AVX2),
-        (has!("fma"), F::FMA),
-        (has!("f16c"), F::F16C),
-    ];
-    all.extend(optional.iter().filter(|(has, _)| *has).map(|(_, f)| *f));
-    all
+    instr.cpuid_features().iter().all(|f| match f {
+        F::POPCNT => has!("popcnt"),
+        F::LZCNT => has!("lzcnt"),
+        F::BMI1 => has!("bmi1"),
+        F::BMI2 => has!("bmi2"),
+        F::ADX => has!("adx"),
+        F::MOVBE => has!("movbe"),
+        F::CMPXCHG16B => has!("cmpxchg16b"),
+        F::CLFLUSHOPT | F::CLWB => has!("avx512f"),
+        _ => true,
+    })
 }
 
 /// iced's flag bits as bits of RFLAGS.

@@ -243,8 +243,8 @@ impl PciBus {
     fn apply(&self, topology: &mut Topology, devfn: Devfn, windows: Windows) {
         let Some(function) = topology.functions.get_mut(&devfn) else { return };
         function.wanted = windows;
-        for bar in 0..BARS {
-            if function.mapped[bar] != windows[bar] {
+        for (bar, window) in windows.iter().enumerate() {
+            if function.mapped[bar] != *window {
                 self.unmap(function, bar);
             }
         }
@@ -711,7 +711,7 @@ mod tests {
         let (line, probe) = IrqLine::probe();
         let gsis = [0, 1, 2].map(|_| IrqLine::unconnected());
         let [a, b, c] = gsis;
-        let router = Router::new(Outputs { gsis: [a, b, c, line], isa: Vec::new() });
+        let router = Router::new(Outputs { gsis: [a, b, line, c], isa: Vec::new() });
         let reset = f.bus.reset_port.clone();
         let (pio, mmio) = (f.pio.clone(), f.mmio.clone());
         let bus = PciBus::new(pio, mmio, f.bells.clone(), router, reset);
@@ -739,8 +739,8 @@ mod tests {
         };
         f.bus.assign(&apertures, [10, 10, 11, 11]);
         assert!(f.bus.functions().iter().all(|f| f.bars.iter().all(|bar| bar.address.is_none())));
-        assert_eq!(f.config(Devfn::new(2, 0), 0x3C), 0x0000_010B);
-        assert_eq!(f.config(Devfn::new(5, 0), 0x3C), 0x0000_010A);
+        assert_eq!(f.config(Devfn::new(2, 0), 0x3C), 0x0000_010A);
+        assert_eq!(f.config(Devfn::new(4, 0), 0x3C), 0x0000_010B);
         for device in 2..6 {
             f.set_config(Devfn::new(device, 0), 4, 3);
         }

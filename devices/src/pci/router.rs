@@ -1,7 +1,7 @@
 //! Where interrupt pins lead: four PCI interrupts, shared by all functions.
 //!
-//! Pin INTA# of device `d` is PCI interrupt `d % 4`, INTB# the next one, and so on, so that devices
-//! spread over all four. PCI interrupt `n` is GSI 16 + `n` at the I/O APIC. Besides, the PIIX3 can
+//! Pin INTA# of device `d` is PCI interrupt `(d - 1) % 4`, INTB# the next one, and so on, so that
+//! devices spread over all four; firmware for this chipset counts on it. PCI interrupt `n` is GSI 16 + `n` at the I/O APIC. Besides, the PIIX3 can
 //! lead it to an ISA interrupt (82371SB data sheet, 2.2.11, PIRQRCx), for systems that use the
 //! 8259As.
 
@@ -54,7 +54,12 @@ pub struct Router {
 
 /// The PCI interrupt of a pin.
 pub fn pirq(device: u8, pin: Pin) -> usize {
-    (usize::from(device) + pin as usize - 1) % PIRQS
+    interrupt(device, pin as usize - 1)
+}
+
+/// The same with the pin counted from 0.
+fn interrupt(device: u8, pin: usize) -> usize {
+    (usize::from(device) + pin + PIRQS - 1) % PIRQS
 }
 
 impl Router {
@@ -141,7 +146,7 @@ impl RouterV1 {
 impl IrqSink for Router {
     fn set_irq(&self, pin: u32, level: bool) {
         let devfn = Devfn::from_byte((pin >> 2) as u8);
-        let index = (usize::from(devfn.device()) + (pin & 3) as usize) % PIRQS;
+        let index = interrupt(devfn.device(), (pin & 3) as usize);
         self.change(|saved| {
             let (word, bit) = place(devfn);
             let functions = &mut saved.asserted[index][word];
@@ -178,15 +183,15 @@ mod tests {
 
     #[test]
     fn pins_of_neighbours_are_different_interrupts() {
-        assert_eq!([2, 3, 4, 5].map(|device| pirq(device, Pin::A)), [2, 3, 0, 1]);
-        assert_eq!([Pin::A, Pin::B, Pin::C, Pin::D].map(|pin| pirq(3, pin)), [3, 0, 1, 2]);
+        assert_eq!([2, 3, 4, 5].map(|device| pirq(device, Pin::A)), [1, 2, 3, 0]);
+        assert_eq!([Pin::A, Pin::B, Pin::C, Pin::D].map(|pin| pirq(3, pin)), [2, 3, 0, 1]);
     }
 
     #[test]
     fn an_interrupt_is_high_while_any_function_asserts_it() {
         let (router, gsis, isa) = router();
-        let one = router.line(Devfn::new(2, 0), Pin::A);
-        let other = router.line(Devfn::new(31, 7), Pin::D);
+        let one = router.line(Devfn::new(3, 0), Pin::A);
+        let other = router.line(Devfn::new(31, 7), Pin::A);
         one.set(true);
         other.set(true);
         assert_eq!((high(&gsis), high(&isa)), (vec![2], vec![]));
@@ -199,13 +204,13 @@ mod tests {
     #[test]
     fn pirqrc_leads_to_an_isa_interrupt() {
         let (router, gsis, isa) = router();
-        router.line(Devfn::new(4, 0), Pin::A).set(true);
         router.line(Devfn::new(5, 0), Pin::A).set(true);
+        router.line(Devfn::new(6, 0), Pin::A).set(true);
         assert_eq!((high(&gsis), router.route(0)), (vec![0, 1], 0x80));
         router.set_route(0, 0x7B);
         router.set_route(1, 11);
         assert_eq!((high(&isa), router.route(0)), (vec![11], 0x0B));
-        router.line(Devfn::new(4, 0), Pin::A).set(false);
+        router.line(Devfn::new(5, 0), Pin::A).set(false);
         assert_eq!(high(&isa), [11], "it is shared");
         router.set_route(1, 2);
         assert_eq!(high(&isa), [0; 0], "reserved");

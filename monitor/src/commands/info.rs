@@ -51,7 +51,7 @@ pub(crate) const COMMANDS: &[Command] = &[
         hmp: Some("info kvm"),
         args: &[],
         usage: "",
-        help: "whether KVM runs the guest",
+        help: "whether KVM runs the guest, and how often the software CPU stood in for it",
         qmp: query("query-kvm", types::KVM),
         run: hmp_info_kvm,
     },

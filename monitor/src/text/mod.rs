@@ -33,7 +33,15 @@ fn write_reply(out: &mut String, reply: &Reply) -> fmt::Result {
                 (false, true) => "disabled",
                 (false, false) => "not compiled",
             };
-            writeln!(out, "kvm support: {state}")
+            writeln!(out, "kvm support: {state}")?;
+            kvm.assists.iter().try_for_each(|a| {
+                writeln!(
+                    out,
+                    "executed by the software CPU: {} instructions, for {} emulation failures, {} \
+                     system calls, {} exceptions",
+                    a.instructions, a.failures, a.system_calls, a.exceptions
+                )
+            })
         }
         Reply::Cpus(cpus) => cpus.iter().try_for_each(|cpu| info_cpu(out, cpu)),
         Reply::Chardevs(all) => all.iter().try_for_each(|one| chardev(out, one)),

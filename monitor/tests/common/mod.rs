@@ -337,7 +337,7 @@ impl Control for Fake {
     }
 
     fn kvm(&self) -> Kvm {
-        Kvm { enabled: false, present: true }
+        Kvm { enabled: false, present: true, assists: None }
     }
 
     fn icount(&mut self) -> Option<Icount> {

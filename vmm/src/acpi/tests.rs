@@ -201,3 +201,47 @@ fn both_mp_pointers_lead_to_the_same_table() {
         assert!(kinds.is_sorted());
     }
 }
+
+const APERTURES: Apertures = Apertures {
+    io: (0x1000, 0xFFFF),
+    low: (0xD000_0000, 0xFEBF_FFFF),
+    high: (0x1_0000_0000, 0x10_FFFF_FFFF),
+};
+
+#[test]
+fn pci_has_its_tables() {
+    let ram = GuestRam::new(4 << 20).unwrap();
+    let pci = Some(APERTURES);
+    let platform = Platform { apic_ids: &[0], serial: &[], legacy: true, acpi: true, pci };
+    install(&platform, &ram).unwrap();
+    let guest = Guest(ram);
+    let tables = guest.tables();
+    let mcfg = guest.table(tables[2], b"MCFG");
+    // ECAM at 0xC000_0000, segment 0, buses 0 to 0.
+    assert_eq!(mcfg[44..56], [0, 0, 0, 0xC0, 0, 0, 0, 0, 0, 0, 0, 0]);
+    assert_eq!(mcfg.len(), 60);
+
+    let dsdt = guest.table(guest.number(tables[0] + 40, 4), b"DSDT");
+    let has = |bytes: &[u8]| dsdt.windows(bytes.len()).any(|window| window == bytes);
+    // Slot 5, pin A: GSI 16; slot 31, pin D: GSI 17.
+    assert!(has(b"\x12\x0B\x04\x0C\xFF\xFF\x05\0\0\0\x0A\x10"));
+    assert!(has(b"\x12\x0C\x04\x0C\xFF\xFF\x1F\0\x0A\x03\0\x0A\x11"));
+    // The memory window below 4 GiB: first and last address, translation, length.
+    let window = [0, 0xD000_0000, 0xFEBF_FFFF, 0, 0x2EC0_0000_u32].map(u32::to_le_bytes).concat();
+    assert!(has(&window));
+    assert!(has(b"S1F_\x08_ADR\x0C\0\0\x1F\0\x08_SUN\x0A\x1F"));
+    assert!(has(b"_EJ0") && has(b"_E01") && has(b"PCIU") && has(b"PCID") && has(b"B0EJ"));
+}
+
+#[test]
+fn the_mp_table_has_the_pins_of_pci() {
+    let platform =
+        Platform { apic_ids: &[0], serial: &[], legacy: true, acpi: false, pci: Some(APERTURES) };
+    let table = mp_table::configuration(&platform);
+    assert_eq!(sum(&table), 0);
+    let has = |bytes: &[u8]| table.windows(bytes.len()).any(|window| window == bytes);
+    assert!(has(b"\x01\0PCI   \x01\x01ISA   "));
+    // Slot 5, pin A: bus 0, source 5 << 2, I/O APIC 0, pin 16; COM1's interrupt is bus 1's.
+    assert!(has(&[3, 0, 0, 0, 0, 5 << 2, 0, 16]));
+    assert!(has(&[3, 0, 0, 0, 1, 4, 0, 4]));
+}

@@ -34,6 +34,7 @@ pub fn help(cli: &Cli) -> Result<Option<String>, ConfigError> {
         let properties = [
             ("kernel-irqchip=", "split: KVM has the local APICs alone (the default); on: all"),
             ("acpi=on|off", "give the guest ACPI tables (on)"),
+            ("pci=on|off", "a PCI bus (on for pc, which alone can have it)"),
         ];
         return Ok(Some(rows(properties.into_iter())));
     }

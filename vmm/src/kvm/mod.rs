@@ -5,6 +5,7 @@
 //!
 //! Source: Linux, Documentation/virt/kvm/api.rst; section numbers there.
 
+mod gaps;
 mod irq;
 mod probe;
 mod state;
@@ -16,7 +17,7 @@ use std::io;
 use std::os::fd::AsRawFd;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use board::accel::{ClockState, Doorbells, Irqchip, Irqfds};
+use board::accel::{Assists, ClockState, Doorbells, Irqchip, Irqfds};
 use board::memory::{MemoryMap, MemorySlot};
 use board::vcpu::{Cpuid, CpuidLeaf};
 use board::{Accel, AccelError, Vcpu};
@@ -151,6 +152,16 @@ impl Kvm {
     /// # Errors
     /// [`AccelError::Host`].
     pub fn new(device: &Device, map: &MemoryMap, kind: KernelIrqchip) -> Result<Self, AccelError> {
+        Self::with_gaps(device, map, kind, false)
+    }
+
+    /// The same; with `bare`, what KVM cannot execute stays an [`board::Exit::InternalError`].
+    fn with_gaps(
+        device: &Device,
+        map: &MemoryMap,
+        kind: KernelIrqchip,
+        bare: bool,
+    ) -> Result<Self, AccelError> {
         // KVM_CREATE_VM is interrupted by signals (EINTR) on some kernels.
         let vm = loop {
             match device.0.create_vm() {
@@ -160,7 +171,8 @@ impl Kvm {
         };
         // Asked once: where this is a virtual machine too, KVM takes long to answer.
         let cpuid = device.supported_cpuid()?;
-        let shared = Arc::new(vcpu::Shared::new(&device.0, &vm, &cpuid)?);
+        let shared =
+            Arc::new(vcpu::Shared::new(&device.0, &vm, &cpuid, gaps::Machine::new(map, bare))?);
         let interrupts = Arc::new(Interrupts::new(vm.clone(), kind));
         let this = Self {
             cpuid,
@@ -279,6 +291,7 @@ impl Accel for Kvm {
             self.set_slot(number, old, 0)?;
         }
         *current = map.slots().to_vec();
+        self.shared.gaps.set_memory(map);
         *self.map.lock().unwrap_or_else(PoisonError::into_inner) = map.clone();
         Ok(())
     }
@@ -287,9 +300,12 @@ impl Accel for Kvm {
         let slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
         match slots.get(slot) {
             Some(memory) if memory.log_dirty => {
-                host(self.vm.get_dirty_log(slot as u32, memory.size as usize), || {
-                    format!("KVM_GET_DIRTY_LOG of slot {slot}")
-                })
+                let mut log =
+                    host(self.vm.get_dirty_log(slot as u32, memory.size as usize), || {
+                        format!("KVM_GET_DIRTY_LOG of slot {slot}")
+                    })?;
+                self.shared.gaps.add_dirty(slot, &mut log);
+                Ok(log)
             }
             _ => Ok(Vec::new()),
         }
@@ -315,6 +331,10 @@ impl Accel for Kvm {
 
     fn irqfds(&self) -> Option<&dyn Irqfds> {
         Some(&*self.interrupts)
+    }
+
+    fn assists(&self) -> Option<Assists> {
+        Some(self.shared.gaps.assists())
     }
 }
 

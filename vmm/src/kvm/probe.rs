@@ -5,6 +5,7 @@
 //! that such an emulator does not know.
 
 use std::path::Path;
+use std::sync::OnceLock;
 
 use board::memory::{GuestRam, MemoryMap, PAGE_SIZE};
 use board::{Accel as _, AccelError, CpuIo, Exit};
@@ -55,6 +56,15 @@ impl CpuIo for ProbeIo {
 }
 
 impl Ring0 {
+    /// How ring 0 runs on this host, found out once: by the loaded modules or by a probe. A probe
+    /// that fails says native.
+    pub fn of_host() -> Self {
+        static FOUND: OnceLock<Ring0> = OnceLock::new();
+        *FOUND.get_or_init(|| {
+            if looks_native() { Self::Native } else { Self::probe().unwrap_or(Self::Native) }
+        })
+    }
+
     /// Runs a program of three instructions in a VM of its own. Takes about a millisecond.
     ///
     /// # Errors
@@ -63,7 +73,7 @@ impl Ring0 {
         let device = Device::open()?;
         let ram = GuestRam::new(PAGE_SIZE)
             .map_err(|e| AccelError::Unsupported(format!("no page for a probe of KVM: {e}")))?;
-        let kvm = Kvm::new(&device, &MemoryMap::new(&ram), KernelIrqchip::Split)?;
+        let kvm = Kvm::with_gaps(&device, &MemoryMap::new(&ram), KernelIrqchip::Split, true)?;
         let mut vcpu = kvm.add_vcpu(0, &kvm.supported_cpuid())?;
         let mut state = vcpu.save()?;
         state.segments.cs.base = 0;

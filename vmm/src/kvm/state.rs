@@ -8,10 +8,11 @@ use board::vcpu::{
 use board::{AccelError, VcpuState};
 use kvm_bindings::{
     KVM_MP_STATE_HALTED, KVM_MP_STATE_INIT_RECEIVED, KVM_MP_STATE_RUNNABLE,
-    KVM_MP_STATE_SIPI_RECEIVED, KVM_MP_STATE_UNINITIALIZED, KVM_VCPUEVENT_VALID_NMI_PENDING,
-    KVM_VCPUEVENT_VALID_SHADOW, KVM_VCPUEVENT_VALID_SIPI_VECTOR, KVM_X86_SHADOW_INT_MOV_SS,
-    KVM_X86_SHADOW_INT_STI, Msrs, kvm_debugregs, kvm_dtable, kvm_lapic_state, kvm_mp_state,
-    kvm_msr_entry, kvm_regs, kvm_segment, kvm_sregs, kvm_sregs2, kvm_vcpu_events, kvm_xcrs,
+    KVM_MP_STATE_SIPI_RECEIVED, KVM_MP_STATE_UNINITIALIZED, KVM_SYNC_X86_EVENTS, KVM_SYNC_X86_REGS,
+    KVM_SYNC_X86_SREGS, KVM_VCPUEVENT_VALID_NMI_PENDING, KVM_VCPUEVENT_VALID_SHADOW,
+    KVM_VCPUEVENT_VALID_SIPI_VECTOR, KVM_X86_SHADOW_INT_MOV_SS, KVM_X86_SHADOW_INT_STI, Msrs,
+    kvm_debugregs, kvm_dtable, kvm_lapic_state, kvm_mp_state, kvm_msr_entry, kvm_regs, kvm_segment,
+    kvm_sregs, kvm_sregs2, kvm_vcpu_events, kvm_xcrs,
 };
 
 use super::vcpu::KvmVcpu;
@@ -65,65 +66,99 @@ fn kvm_table(t: &TableRegister) -> kvm_dtable {
 /// Bit 0 of `kvm_sregs2::flags`: the PDPTRs are valid.
 const PDPTRS_VALID: u64 = 1;
 
+fn widened(s: &kvm_sregs) -> kvm_sregs2 {
+    kvm_sregs2 {
+        cs: s.cs,
+        ds: s.ds,
+        es: s.es,
+        fs: s.fs,
+        gs: s.gs,
+        ss: s.ss,
+        tr: s.tr,
+        ldt: s.ldt,
+        gdt: s.gdt,
+        idt: s.idt,
+        cr0: s.cr0,
+        cr2: s.cr2,
+        cr3: s.cr3,
+        cr4: s.cr4,
+        cr8: s.cr8,
+        efer: s.efer,
+        apic_base: s.apic_base,
+        flags: 0,
+        pdptrs: [0; 4],
+    }
+}
+
+fn narrowed(s: &kvm_sregs2, interrupt_bitmap: [u64; 4]) -> kvm_sregs {
+    kvm_sregs {
+        cs: s.cs,
+        ds: s.ds,
+        es: s.es,
+        fs: s.fs,
+        gs: s.gs,
+        ss: s.ss,
+        tr: s.tr,
+        ldt: s.ldt,
+        gdt: s.gdt,
+        idt: s.idt,
+        cr0: s.cr0,
+        cr2: s.cr2,
+        cr3: s.cr3,
+        cr4: s.cr4,
+        cr8: s.cr8,
+        efer: s.efer,
+        apic_base: s.apic_base,
+        interrupt_bitmap,
+    }
+}
+
+fn put_regs(state: &mut VcpuState, r: &kvm_regs) {
+    state.gpr = [
+        r.rax, r.rcx, r.rdx, r.rbx, r.rsp, r.rbp, r.rsi, r.rdi, r.r8, r.r9, r.r10, r.r11, r.r12,
+        r.r13, r.r14, r.r15,
+    ];
+    (state.rip, state.rflags) = (r.rip, r.rflags);
+}
+
+fn put_sregs(state: &mut VcpuState, s: &kvm_sregs2) {
+    state.segments = Segments {
+        es: segment(&s.es),
+        cs: segment(&s.cs),
+        ss: segment(&s.ss),
+        ds: segment(&s.ds),
+        fs: segment(&s.fs),
+        gs: segment(&s.gs),
+        ldt: segment(&s.ldt),
+        tr: segment(&s.tr),
+    };
+    (state.gdt, state.idt) = (table(&s.gdt), table(&s.idt));
+    (state.cr0, state.cr2, state.cr3, state.cr4, state.cr8) = (s.cr0, s.cr2, s.cr3, s.cr4, s.cr8);
+    (state.efer, state.apic_base) = (s.efer, s.apic_base);
+    if s.flags & PDPTRS_VALID != 0 {
+        state.pdptr = s.pdptrs;
+    }
+}
+
 impl KvmVcpu {
     fn sregs(&self) -> io::Result<kvm_sregs2> {
         if self.shared.sregs2 {
             return sys::get_sregs2(&self.fd);
         }
-        let s = self.fd.get_sregs()?;
-        Ok(kvm_sregs2 {
-            cs: s.cs,
-            ds: s.ds,
-            es: s.es,
-            fs: s.fs,
-            gs: s.gs,
-            ss: s.ss,
-            tr: s.tr,
-            ldt: s.ldt,
-            gdt: s.gdt,
-            idt: s.idt,
-            cr0: s.cr0,
-            cr2: s.cr2,
-            cr3: s.cr3,
-            cr4: s.cr4,
-            cr8: s.cr8,
-            efer: s.efer,
-            apic_base: s.apic_base,
-            flags: 0,
-            pdptrs: [0; 4],
-        })
+        Ok(widened(&self.fd.get_sregs()?))
     }
 
     fn set_sregs(&self, s: &kvm_sregs2) -> io::Result<()> {
         if self.shared.sregs2 {
             return sys::set_sregs2(&self.fd, s);
         }
-        self.fd.set_sregs(&kvm_sregs {
-            cs: s.cs,
-            ds: s.ds,
-            es: s.es,
-            fs: s.fs,
-            gs: s.gs,
-            ss: s.ss,
-            tr: s.tr,
-            ldt: s.ldt,
-            gdt: s.gdt,
-            idt: s.idt,
-            cr0: s.cr0,
-            cr2: s.cr2,
-            cr3: s.cr3,
-            cr4: s.cr4,
-            cr8: s.cr8,
-            efer: s.efer,
-            apic_base: s.apic_base,
-            interrupt_bitmap: [0; 4],
-        })?;
+        self.fd.set_sregs(&narrowed(s, [0; 4]))?;
         Ok(())
     }
 
-    fn get_msrs(&self) -> io::Result<Vec<(u32, u64)>> {
+    /// Those of `numbers` that this vCPU has.
+    pub(super) fn get_msrs(&self, mut numbers: &[u32]) -> io::Result<Vec<(u32, u64)>> {
         let mut found = Vec::new();
-        let mut numbers = &self.shared.msrs[..];
         while !numbers.is_empty() {
             let entries: Vec<_> = numbers
                 .iter()
@@ -138,7 +173,7 @@ impl KvmVcpu {
         Ok(found)
     }
 
-    fn set_msrs(&self, msrs: &[(u32, u64)]) -> Result<(), AccelError> {
+    pub(super) fn set_msrs(&self, msrs: &[(u32, u64)]) -> Result<(), AccelError> {
         let mut rest = msrs;
         while !rest.is_empty() {
             let entries: Vec<_> = rest
@@ -163,48 +198,119 @@ impl KvmVcpu {
         Ok(())
     }
 
+    /// XCR0 and what XSAVE saves.
+    pub(super) fn save_vectors(&self, state: &mut VcpuState) -> Result<(), AccelError> {
+        let (id, fd) = (self.id, &self.fd);
+        let call = |name: &'static str| move || format!("{name} of vCPU {id}");
+        let xcrs = host(fd.get_xcrs(), call("KVM_GET_XCRS"))?;
+        let xcr0 = xcrs.xcrs.iter().take(xcrs.nr_xcrs as usize).find(|x| x.xcr == 0);
+        state.xcr0 = xcr0.map_or(1, |x| x.value);
+        let mut area = self.shared.xsave.buffer();
+        host(sys::get_xsave(fd, &mut area, self.shared.xsave.xsave2), call("KVM_GET_XSAVE"))?;
+        unpack_xsave(&self.shared.xsave, &bytes_of(&area), state);
+        Ok(())
+    }
+
+    /// XCR0, if `xcr0` says so, and what XRSTOR restores.
+    pub(super) fn restore_vectors(&self, state: &VcpuState, xcr0: bool) -> Result<(), AccelError> {
+        let id = self.id;
+        let call = |name: &'static str| move || format!("{name} of vCPU {id}");
+        let area = pack_xsave(&self.shared.xsave, state)?;
+        if xcr0 {
+            let mut xcrs = kvm_xcrs { nr_xcrs: 1, ..Default::default() };
+            xcrs.xcrs[0].value = state.xcr0;
+            host(self.fd.set_xcrs(&xcrs), call("KVM_SET_XCRS"))?;
+        }
+        host(sys::set_xsave(&self.fd, &words_of(&area)), call("KVM_SET_XSAVE"))
+    }
+
+    pub(super) fn restore_debug(&self, state: &VcpuState) -> Result<(), AccelError> {
+        let debug = kvm_debugregs {
+            db: state.debug.address,
+            dr6: state.debug.status,
+            dr7: state.debug.control,
+            ..Default::default()
+        };
+        host(self.fd.set_debug_regs(&debug), || format!("KVM_SET_DEBUGREGS of vCPU {}", self.id))
+    }
+
+    /// The general, segment and control registers and pending events.
+    pub(super) fn core_state(&mut self) -> Result<VcpuState, AccelError> {
+        let id = self.id;
+        let call = |name: &'static str| move || format!("{name} of vCPU {id}");
+        let mut state = VcpuState::default();
+        if self.gaps.synced {
+            let all = self.fd.sync_regs();
+            put_regs(&mut state, &all.regs);
+            put_sregs(&mut state, &widened(&all.sregs));
+            state.events = events(&all.events);
+        } else {
+            put_regs(&mut state, &host(self.fd.get_regs(), call("KVM_GET_REGS"))?);
+            put_sregs(&mut state, &host(self.sregs(), call("KVM_GET_SREGS"))?);
+            let all = host(self.fd.get_vcpu_events(), call("KVM_GET_VCPU_EVENTS"))?;
+            state.events = events(&all);
+        }
+        Ok(state)
+    }
+
+    /// Sets what [`Self::core_state`] gives; events only if `with_events`.
+    pub(super) fn set_core_state(
+        &mut self,
+        state: &VcpuState,
+        with_events: bool,
+    ) -> Result<(), AccelError> {
+        let id = self.id;
+        let call = |name: &'static str| move || format!("{name} of vCPU {id}");
+        let (regs, sregs) = (kvm_regs_of(state), kvm_sregs2_of(state));
+        // KVM's own view is from the exit; what has opened interrupts since is not in it.
+        self.fd.get_kvm_run().ready_for_interrupt_injection = 0;
+        if !self.gaps.synced {
+            host(self.set_sregs(&sregs), call("KVM_SET_SREGS"))?;
+            host(self.fd.set_regs(&regs), call("KVM_SET_REGS"))?;
+            if with_events {
+                let all = kvm_events(&state.events);
+                host(self.fd.set_vcpu_events(&all), call("KVM_SET_VCPU_EVENTS"))?;
+            }
+            return Ok(());
+        }
+        let mut dirty = KVM_SYNC_X86_REGS | KVM_SYNC_X86_SREGS;
+        let all = self.fd.sync_regs_mut();
+        all.regs = regs;
+        all.sregs = narrowed(&sregs, all.sregs.interrupt_bitmap);
+        if with_events {
+            all.events = kvm_events(&state.events);
+            dirty |= KVM_SYNC_X86_EVENTS;
+        }
+        self.fd.get_kvm_run().kvm_dirty_regs = dirty.into();
+        self.unfinished = true;
+        Ok(())
+    }
+
+    /// Makes KVM forget all translations: what changes CR4.PGE does.
+    pub(super) fn flush_translations(&self, state: &VcpuState) -> Result<(), AccelError> {
+        const PGE: u64 = 1 << 7;
+        let mut sregs = kvm_sregs2_of(state);
+        for _ in 0..2 {
+            sregs.cr4 ^= PGE;
+            host(self.set_sregs(&sregs), || format!("KVM_SET_SREGS of vCPU {}", self.id))?;
+        }
+        Ok(())
+    }
+
     pub(super) fn save_state(&mut self) -> Result<VcpuState, AccelError> {
         let id = self.id;
         let call = |name: &'static str| move || format!("{name} of vCPU {id}");
         let fd = &self.fd;
         let mut state = VcpuState { cpuid: self.cpuid.clone(), ..VcpuState::default() };
 
-        let r = host(fd.get_regs(), call("KVM_GET_REGS"))?;
-        state.gpr = [
-            r.rax, r.rcx, r.rdx, r.rbx, r.rsp, r.rbp, r.rsi, r.rdi, r.r8, r.r9, r.r10, r.r11,
-            r.r12, r.r13, r.r14, r.r15,
-        ];
-        (state.rip, state.rflags) = (r.rip, r.rflags);
-
-        let s = host(self.sregs(), call("KVM_GET_SREGS"))?;
-        state.segments = Segments {
-            es: segment(&s.es),
-            cs: segment(&s.cs),
-            ss: segment(&s.ss),
-            ds: segment(&s.ds),
-            fs: segment(&s.fs),
-            gs: segment(&s.gs),
-            ldt: segment(&s.ldt),
-            tr: segment(&s.tr),
-        };
-        (state.gdt, state.idt) = (table(&s.gdt), table(&s.idt));
-        (state.cr0, state.cr2, state.cr3, state.cr4, state.cr8) =
-            (s.cr0, s.cr2, s.cr3, s.cr4, s.cr8);
-        (state.efer, state.apic_base) = (s.efer, s.apic_base);
-        if s.flags & PDPTRS_VALID != 0 {
-            state.pdptr = s.pdptrs;
-        }
-
-        let xcrs = host(fd.get_xcrs(), call("KVM_GET_XCRS"))?;
-        let xcr0 = xcrs.xcrs.iter().take(xcrs.nr_xcrs as usize).find(|x| x.xcr == 0);
-        state.xcr0 = xcr0.map_or(1, |x| x.value);
-        let mut area = self.shared.xsave.buffer();
-        host(sys::get_xsave(fd, &mut area, self.shared.xsave.xsave2), call("KVM_GET_XSAVE"))?;
-        unpack_xsave(&self.shared.xsave, &bytes_of(&area), &mut state);
+        put_regs(&mut state, &host(fd.get_regs(), call("KVM_GET_REGS"))?);
+        put_sregs(&mut state, &host(self.sregs(), call("KVM_GET_SREGS"))?);
+        self.save_vectors(&mut state)?;
 
         let d = host(fd.get_debug_regs(), call("KVM_GET_DEBUGREGS"))?;
         state.debug = DebugRegisters { address: d.db, status: d.dr6, control: d.dr7 };
-        state.msrs = host(self.get_msrs(), call("KVM_GET_MSRS"))?.into_iter().collect();
+        state.msrs =
+            host(self.get_msrs(&self.shared.msrs), call("KVM_GET_MSRS"))?.into_iter().collect();
         let lapic = host(fd.get_lapic(), call("KVM_GET_LAPIC"))?;
         state.lapic = Some(LapicState {
             registers: lapic.regs.chunks_exact(16).map(lapic_register).collect(),
@@ -225,24 +331,12 @@ impl KvmVcpu {
     pub(super) fn restore_state(&mut self, state: &VcpuState) -> Result<(), AccelError> {
         let id = self.id;
         let call = |name: &'static str| move || format!("{name} of vCPU {id}");
-        let area = pack_xsave(&self.shared.xsave, state)?;
         let fd = &self.fd;
 
         host(self.set_sregs(&kvm_sregs2_of(state)), call("KVM_SET_SREGS"))?;
-        let mut xcrs = kvm_xcrs { nr_xcrs: 1, ..Default::default() };
-        xcrs.xcrs[0].value = state.xcr0;
-        host(fd.set_xcrs(&xcrs), call("KVM_SET_XCRS"))?;
-        host(sys::set_xsave(fd, &words_of(&area)), call("KVM_SET_XSAVE"))?;
+        self.restore_vectors(state, true)?;
         host(fd.set_regs(&kvm_regs_of(state)), call("KVM_SET_REGS"))?;
-        host(
-            fd.set_debug_regs(&kvm_debugregs {
-                db: state.debug.address,
-                dr6: state.debug.status,
-                dr7: state.debug.control,
-                ..Default::default()
-            }),
-            call("KVM_SET_DEBUGREGS"),
-        )?;
+        self.restore_debug(state)?;
         // The deadline is relative to the TSC and needs the timer mode that the local APIC has.
         let last = [msr::IA32_TSC_DEADLINE];
         let (later, first): (Vec<_>, Vec<_>) =

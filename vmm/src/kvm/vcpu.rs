@@ -16,6 +16,7 @@ use kvm_bindings::{
 };
 use kvm_ioctls::{Cap, VcpuExit, VcpuFd, VmFd};
 
+use super::gaps::{self, Gaps};
 use super::xsave::XsaveLayout;
 use super::{host, sys};
 
@@ -27,15 +28,22 @@ pub(super) struct Shared {
     pub(super) xsave: XsaveLayout,
     /// KVM_GET_SREGS2 is there.
     pub(super) sregs2: bool,
+    pub(super) gaps: gaps::Machine,
 }
 
 impl Shared {
-    pub(super) fn new(kvm: &kvm_ioctls::Kvm, vm: &VmFd, cpuid: &Cpuid) -> Result<Self, AccelError> {
+    pub(super) fn new(
+        kvm: &kvm_ioctls::Kvm,
+        vm: &VmFd,
+        cpuid: &Cpuid,
+        gaps: gaps::Machine,
+    ) -> Result<Self, AccelError> {
         let msrs = host(kvm.get_msr_index_list(), || "KVM_GET_MSR_INDEX_LIST".into())?;
         Ok(Self {
             msrs: msrs.as_slice().to_vec(),
             xsave: XsaveLayout::of_host(vm.check_extension_int(Cap::Xsave2), cpuid),
             sregs2: vm.check_extension_raw(kvm_bindings::KVM_CAP_SREGS2.into()) > 0,
+            gaps,
         })
     }
 }
@@ -47,22 +55,26 @@ pub(super) struct KvmVcpu {
     pub(super) cpuid: Cpuid,
     /// The thread that is in `run`, 0 if none is.
     thread: Arc<AtomicI32>,
-    /// KVM completes the access of the last exit on the next KVM_RUN (api.rst, 5).
-    unfinished: bool,
+    /// KVM completes the access of the last exit on the next KVM_RUN (api.rst, 5), or takes over
+    /// the registers in `kvm_run` (6.5).
+    pub(super) unfinished: bool,
+    pub(super) gaps: Gaps,
 }
 
 impl KvmVcpu {
     pub(super) fn new(id: u32, fd: VcpuFd, shared: Arc<Shared>, cpuid: Cpuid) -> Self {
         install_kick_handler();
-        Self { id, fd, shared, cpuid, thread: Arc::default(), unfinished: false }
+        let gaps = Gaps::default();
+        Self { id, fd, shared, cpuid, thread: Arc::default(), unfinished: false, gaps }
     }
 
-    fn immediate_exit(&mut self) -> *mut u8 {
+    pub(super) fn immediate_exit(&mut self) -> *mut u8 {
         &raw mut self.fd.get_kvm_run().immediate_exit
     }
 
     /// Handles exits until one is for the caller. `immediate_exit` is known to the kick handler.
     fn run_until_exit(&mut self, io: &dyn CpuIo) -> Result<Exit, AccelError> {
+        self.prepare_gaps()?;
         loop {
             // In this order, a kick that comes after the check makes KVM_RUN return at once.
             store(self.immediate_exit(), 0);
@@ -73,6 +85,9 @@ impl KvmVcpu {
                 store(self.immediate_exit(), 1);
             } else {
                 self.offer_interrupt(io)?;
+            }
+            if self.gaps.synced {
+                self.set_breakpoints()?;
             }
             self.unfinished = false;
             let exit = match self.fd.run() {
@@ -98,8 +113,17 @@ impl KvmVcpu {
                 VcpuExit::IrqWindowOpen | VcpuExit::Intr => {}
                 VcpuExit::Hlt => return Ok(Exit::Halted),
                 VcpuExit::Shutdown => return Ok(Exit::Shutdown),
-                VcpuExit::Debug(debug) => return Ok(Exit::Debug { dr6: debug.dr6 }),
-                VcpuExit::InternalError => return Ok(Exit::InternalError(self.internal_error())),
+                VcpuExit::Debug(debug) => {
+                    let dr6 = debug.dr6;
+                    if let Some(exit) = self.repair_call(dr6, io)? {
+                        return Ok(exit);
+                    }
+                }
+                VcpuExit::InternalError => {
+                    if let Some(exit) = self.repair_failure(io)? {
+                        return Ok(exit);
+                    }
+                }
                 VcpuExit::FailEntry(reason, cpu) => {
                     let what =
                         format!("KVM entry failed on host CPU {cpu}, hardware reason {reason:#x}");
@@ -148,7 +172,15 @@ impl KvmVcpu {
         }
     }
 
-    fn internal_error(&mut self) -> InternalError {
+    /// Whether the internal error is an instruction that KVM's emulator lacks.
+    pub(super) fn emulation_failed(&mut self) -> bool {
+        // SAFETY: the exit reason is KVM_EXIT_INTERNAL_ERROR, for which the kernel has filled in
+        // `suberror`.
+        let suberror = unsafe { self.fd.get_kvm_run().__bindgen_anon_1.internal.suberror };
+        suberror == KVM_INTERNAL_ERROR_EMULATION
+    }
+
+    pub(super) fn internal_error(&mut self) -> InternalError {
         let run = self.fd.get_kvm_run();
         // SAFETY: the exit reason is KVM_EXIT_INTERNAL_ERROR, for which the kernel has filled in
         // `suberror` and `ndata`, and the rest of `emulation_failure` as far as `ndata` says.
@@ -232,6 +264,12 @@ fn store(flag: *mut u8, value: u8) {
     // SAFETY: `flag` is `immediate_exit` in the mapping of a vCPU fd that its owner holds; one byte
     // is always aligned for an atomic.
     unsafe { AtomicU8::from_ptr(flag) }.store(value, Ordering::SeqCst);
+}
+
+/// Whether the kick handler has set the flag.
+pub(super) fn is_set(flag: *mut u8) -> bool {
+    // SAFETY: as in `store`.
+    unsafe { AtomicU8::from_ptr(flag) }.load(Ordering::Relaxed) != 0
 }
 
 fn kick_signal() -> i32 {

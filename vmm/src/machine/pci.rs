@@ -84,8 +84,10 @@ pub(super) struct PciParts {
     /// The loop for its timers and fds.
     pub(super) events: LoopHandle,
     /// What it reaches as a bus master.
+    #[allow(dead_code, reason = "the test device is no bus master")]
     pub(super) ram: GuestRam,
     /// The accelerator, for [`devices::pci::msix::MsixVector::connect`].
+    #[allow(dead_code, reason = "the test device connects no eventfd to its vectors")]
     pub(super) accel: Arc<dyn Accel>,
 }
 
