@@ -348,7 +348,9 @@ fn help_lists_every_command() {
     assert!(all.contains("system_reset  -- press the reset button\n"));
     assert!(all.contains("x /fmt addr -- show memory at a virtual address; /i disassembles\n"));
     let info = console.runs("info");
-    assert!(info.contains("info kvm  -- whether KVM runs the guest, and how often the software CPU stood in for it\n"));
+    assert!(info.contains(
+        "info kvm  -- whether KVM runs the guest, and how often the software CPU stood in for it\n"
+    ));
     assert_eq!(console.runs("help info"), info);
     for line in all.lines().chain(info.lines()) {
         assert!(line.contains(" -- "), "{line}");

@@ -14,7 +14,8 @@ use super::{NetPort, Netdev, NetdevKind, NetdevSpec, Netdevs, Sent};
 /// A frame with its header.
 pub(crate) type Frame = (NetHeader, Vec<u8>);
 
-/// A guest on a backend.
+/// A guest on a backend. Fuzz targets use part of it.
+#[cfg_attr(not(test), allow(dead_code))]
 pub(crate) struct Guest {
     pub(crate) events: EventLoop,
     pub(crate) netdevs: Netdevs,
@@ -26,6 +27,7 @@ pub(crate) struct Guest {
     pub(crate) room: usize,
 }
 
+#[cfg_attr(not(test), allow(dead_code))]
 impl Guest {
     /// A guest that takes `offloads`.
     pub(crate) fn new(kind: NetdevKind, offloads: Offloads) -> Self {

@@ -35,7 +35,7 @@ impl Fragments {
     pub(super) fn add(&mut self, ip: &Ipv4, bytes: &[u8], now: VmTime) -> Option<(Ipv4, Vec<u8>)> {
         self.partials.retain(|partial| now.since(partial.born) < LIFETIME);
         let end = ip.offset + bytes.len();
-        let ragged = ip.more_fragments && bytes.len() % 8 != 0;
+        let ragged = ip.more_fragments && !bytes.len().is_multiple_of(8);
         if end + IPV4 > usize::from(u16::MAX) || bytes.is_empty() || ragged {
             return None;
         }

@@ -495,7 +495,7 @@ fn windows_hold_back_both_ends() {
         tcp.send(&chunk);
         sent.extend(&chunk);
         tcp.guest.receive();
-        let last = tcp.guest.inbox.drain(..).filter_map(|f| tcp_of(&f)).last();
+        let last = tcp.guest.inbox.drain(..).filter_map(|f| tcp_of(&f)).next_back();
         let Some((_, _, got)) = last else { continue };
         if got.window < 1460 {
             let taken = sent.len() - tcp.seq.wrapping_sub(got.ack) as usize;
@@ -511,8 +511,7 @@ fn windows_hold_back_both_ends() {
         assert!(all == sent);
         peer
     });
-    let open = tcp.guest.until(|f| tcp_of(f).filter(|(_, _, got)| got.window > 10_000).map(|_| ()));
-    let () = open;
+    tcp.guest.until(|f| tcp_of(f).filter(|(_, _, got)| got.window > 10_000).map(|_| ()));
     while !reader.is_finished() {
         tcp.guest.settle();
     }

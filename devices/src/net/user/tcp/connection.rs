@@ -36,8 +36,9 @@ const DEFAULT_MSS: u16 = 536;
 const MIN_MSS: u16 = 64;
 /// The scale of our window: `CAPACITY` needs at least 3.
 const SCALE: u8 = 4;
-/// The first time-out (RFC 6298, 2), and the longest.
+/// The first time-out (RFC 6298, 2), the shortest and the longest.
 const RTO: Duration = Duration::from_secs(1);
+const MIN_RTO: Duration = Duration::from_millis(200);
 const MAX_RTO: Duration = Duration::from_secs(60);
 /// Time-outs in a row after which the guest is gone.
 const MAX_RETRIES: u32 = 10;
@@ -117,6 +118,10 @@ pub(super) struct Connection {
     guest_fin: bool,
     host_shut: bool,
 
+    /// The segment whose way there and back is being timed: its end, and when it was sent.
+    timed: Option<(u32, VmTime)>,
+    /// The smoothed round trip time and its variation, once there is a measurement.
+    round_trip: Option<(Duration, Duration)>,
     rto: Duration,
     retries: u32,
 }
@@ -184,6 +189,8 @@ impl Connection {
             ack_due: false,
             guest_fin: false,
             host_shut: false,
+            timed: None,
+            round_trip: None,
             rto: RTO,
             retries: 0,
         }
@@ -452,11 +459,12 @@ impl Connection {
             }
             self.dup_acks = 0;
             self.retries = 0;
-            self.rto = RTO;
+            self.measure(now);
             self.deadline = (self.snd_una != self.snd_max).then(|| now + self.rto);
         } else if segment.span() == 0 && wnd == self.snd_wnd && self.in_flight() > 0 {
             self.dup_acks = self.dup_acks.saturating_add(1);
             if self.dup_acks == 3 {
+                self.timed = None;
                 self.snd_nxt = self.snd_una;
             }
         }
@@ -466,6 +474,26 @@ impl Connection {
             self.retries = 0;
             self.snd_nxt = self.snd_una;
         }
+    }
+
+    /// RFC 6298, 2: the time-out follows from how long acknowledgements take.
+    fn measure(&mut self, now: VmTime) {
+        if let Some((end, sent)) = self.timed
+            && !before(self.snd_una, end)
+        {
+            self.timed = None;
+            let sample = now.since(sent);
+            self.round_trip = Some(match self.round_trip {
+                None => (sample, sample / 2),
+                Some((smooth, variation)) => {
+                    (smooth * 7 / 8 + sample / 8, variation * 3 / 4 + smooth.abs_diff(sample) / 4)
+                }
+            });
+        }
+        self.rto = match self.round_trip {
+            Some((smooth, variation)) => (smooth + variation * 4).clamp(MIN_RTO, MAX_RTO),
+            None => RTO,
+        };
     }
 
     /// What the guest sends.
@@ -675,6 +703,7 @@ impl Connection {
         self.snd_nxt = self.snd_nxt.wrapping_add(by);
         if before(self.snd_max, self.snd_nxt) {
             self.snd_max = self.snd_nxt;
+            self.timed.get_or_insert((self.snd_nxt, now));
         }
         self.deadline.get_or_insert(now + self.rto);
     }
@@ -683,6 +712,7 @@ impl Connection {
     pub(super) fn time_out(&mut self) -> Verdict {
         self.deadline = None;
         self.dup_acks = 0;
+        self.timed = None;
         if self.state == State::Established
             && self.snd_wnd == 0
             && !self.from_host.is_empty()

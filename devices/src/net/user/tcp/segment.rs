@@ -144,7 +144,7 @@ impl Outgoing<'_> {
         header[2..4].copy_from_slice(&self.to.port().to_be_bytes());
         header[4..8].copy_from_slice(&self.seq.to_be_bytes());
         header[8..12].copy_from_slice(&self.ack.to_be_bytes());
-        header[12] = (tcp / 4 << 4) as u8;
+        header[12] = ((tcp / 4) << 4) as u8;
         header[13] = self.flags;
         header[14..16].copy_from_slice(&self.window.to_be_bytes());
         if let Some((mss, scale)) = self.syn {
