@@ -132,9 +132,10 @@ fn a_device_is_described_by_whatever_members_it_has() {
             json!({"driver": "d", "id": "a,b", "addr": 7, "on": true, "x": {"y": {"z": false}}}),
             json!({ "return": {} }),
         ),
+        (json!({"driver": "d", "list": ["a", {"str": "b"}]}), json!({ "return": {} })),
         (json!({"id": "q"}), error("GenericError", "Parameter 'driver' is missing")),
         (
-            json!({"driver": "d", "list": []}),
+            json!({"driver": "d", "list": null}),
             error(
                 "GenericError",
                 "Invalid parameter type for 'list', expected: a string, a number, a boolean or an object",
@@ -148,7 +149,10 @@ fn a_device_is_described_by_whatever_members_it_has() {
         client.asks(r#"{"execute":"device_del","arguments":{"id":"nope"}}"#),
         error("DeviceNotFound", "Device 'nope' not found")
     );
-    assert_eq!(client.machine.log, ["device_add d,addr=7,id=a,,b,on=on,x.y.z=off"]);
+    assert_eq!(
+        client.machine.log,
+        ["device_add d,addr=7,id=a,,b,on=on,x.y.z=off", "device_add d,list=a,list=b"]
+    );
     // What is gone is told to those who listen.
     let event = client.qmp.event(&Event::DeviceDeleted(Some("q".into())), Duration::ZERO).unwrap();
     let event: Value = serde_json::from_slice(&event).unwrap();

@@ -21,7 +21,7 @@ pub(crate) const COMMANDS: &[Command] = &[
         args: &[Arg::text("netdev"), Arg::text("rule").optional()],
         usage: "[netdev_id] [tcp|udp]:[hostaddr]:hostport",
         help: "end what hostfwd_add or hostfwd= began; connections go on",
-        qmp: Some(QmpForm { name: "hostfwd-remove", args: RULE, returns: Type::Nothing }),
+        qmp: Some(QmpForm { name: "hostfwd-remove", args: RULE, returns: Type::Str }),
         run: hmp_hostfwd_remove,
     },
     Command {

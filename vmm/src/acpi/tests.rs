@@ -212,7 +212,8 @@ const APERTURES: Apertures = Apertures {
 fn pci_has_its_tables() {
     let ram = GuestRam::new(4 << 20).unwrap();
     let pci = Some(APERTURES);
-    let platform = Platform { apic_ids: &[0], serial: &[], legacy: true, acpi: true, pci };
+    let platform =
+        Platform { apic_ids: &[0], serial: &[], legacy: true, virtio_mmio: &[], acpi: true, pci };
     install(&platform, &ram).unwrap();
     let guest = Guest(ram);
     let tables = guest.tables();
@@ -235,8 +236,14 @@ fn pci_has_its_tables() {
 
 #[test]
 fn the_mp_table_has_the_pins_of_pci() {
-    let platform =
-        Platform { apic_ids: &[0], serial: &[], legacy: true, acpi: false, pci: Some(APERTURES) };
+    let platform = Platform {
+        apic_ids: &[0],
+        serial: &[],
+        legacy: true,
+        virtio_mmio: &[],
+        acpi: false,
+        pci: Some(APERTURES),
+    };
     let table = mp_table::configuration(&platform);
     assert_eq!(sum(&table), 0);
     let has = |bytes: &[u8]| table.windows(bytes.len()).any(|window| window == bytes);

@@ -191,7 +191,7 @@ mod tests {
             let _ = gone.recv();
             forbidden();
         });
-        confine_process().unwrap();
+        confine_process(false).unwrap();
         let memory = vec![1_u8; 1 << 24];
         assert_eq!(std::fs::read("/nonexistent").unwrap_err().raw_os_error(), Some(libc::ENOENT));
         assert_eq!(memory[12345], 1);
