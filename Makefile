@@ -52,6 +52,7 @@ fuzz: rust ## each fuzz target for FUZZ_SECONDS (600); wants cargo-fuzz and the 
 
 bench: packages linux all ## start-up time, exits, memory; prints its tables
 	VMM=$(abspath $(VMM)) $(CARGO) bench --quiet --package tests --bench startup --bench running --bench cpu
+	$(CARGO) bench --quiet --package devices --bench block
 
 bench-cpu: packages linux all ## the software CPU beside QEMU's; prints its tables
 	images/linux/build-small.sh --acpi
@@ -72,7 +73,7 @@ initramfs:
 	images/linux/build-initramfs.sh
 
 packages: ## install the Debian packages that all this takes, or say which
-	@scripts/packages.sh build linux
+	@scripts/packages.sh build test linux
 
 clean: ## what was built here; not the cache of Linux images
 	$(CARGO) clean

@@ -1,15 +1,16 @@
 #!/usr/bin/env bash
 # Installs those of Debian's packages that a group names and that are missing; as root or by sudo, else says which.
 #
-#   packages.sh GROUP...     groups: build (compiling Rust), linux (compiling the small Linux)
+#   packages.sh GROUP...     groups: build (compiling Rust), test (what tests compare with), linux (compiling the small Linux)
 set -euo pipefail
 
 wanted=()
 for group in "$@"; do
     case $group in
         build) wanted+=(gcc libc6-dev make) ;;
+        test) wanted+=(qemu-utils gdb) ;;
         linux) wanted+=(bc bison flex gcc libc6-dev libelf-dev lz4 make patch xz-utils) ;;
-        *) echo "packages.sh: no group $group; there are: build, linux" >&2; exit 1 ;;
+        *) echo "packages.sh: no group $group; there are: build, test, linux" >&2; exit 1 ;;
     esac
 done
 

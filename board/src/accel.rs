@@ -5,6 +5,7 @@ use std::io;
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 
+use crate::debug::{DebugRequest, Trap};
 use crate::irq::{IrqSink, Msi, MsiSink};
 use crate::memory::MemoryMap;
 use crate::vcpu::{Cpuid, VcpuState};
@@ -65,11 +66,8 @@ pub enum Exit {
     Halted,
     /// Triple fault.
     Shutdown,
-    /// A breakpoint or single-step trap that belongs to the debugger.
-    Debug {
-        /// Bits of DR6 that the trap would have set.
-        dr6: u64,
-    },
+    /// Something that [`Vcpu::set_debug`] asked for.
+    Debug(Trap),
     /// The accelerator cannot go on. The vCPU's state can still be read.
     InternalError(InternalError),
 }
@@ -136,6 +134,19 @@ pub trait Vcpu: Send {
     /// # Errors
     /// [`AccelError::Host`] when the host fails.
     fn nmi(&mut self) -> Result<(), AccelError>;
+
+    /// Does from now on what a debugger outside the guest wants, in place of what it wanted before.
+    /// To be called again for each step.
+    ///
+    /// # Errors
+    /// [`AccelError::Unsupported`] names what this accelerator cannot do; what was in force before
+    /// is so still.
+    fn set_debug(&mut self, request: &DebugRequest) -> Result<(), AccelError> {
+        if request.is_none() {
+            return Ok(());
+        }
+        Err(AccelError::Unsupported("this accelerator has no means for a debugger".to_owned()))
+    }
 }
 
 /// Where interrupts go under this accelerator.

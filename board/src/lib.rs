@@ -6,6 +6,7 @@
 
 pub mod accel;
 pub mod bus;
+pub mod debug;
 pub mod device;
 pub mod entropy;
 pub mod event;
@@ -22,6 +23,7 @@ pub mod vcpu;
 
 pub use accel::{Accel, AccelError, CpuIo, Exit, Kicker, Vcpu};
 pub use bus::{Bus, Width};
+pub use debug::{DebugRequest, Trap, WatchKind, Watchpoint};
 pub use device::{Attach, Device, Paused, Region, Slot, Tag};
 pub use entropy::Entropy;
 pub use event::{Bell, Brake, EventLoop, EventTarget, LoopHandle, Readiness, Timer, Watch};

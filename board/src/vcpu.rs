@@ -28,6 +28,9 @@ pub mod msr {
     pub const IA32_APIC_BASE: u32 = 0x1B;
     pub const IA32_TSC_DEADLINE: u32 = 0x6E0;
     pub const IA32_EFER: u32 = 0xC000_0080;
+    pub const FS_BASE: u32 = 0xC000_0100;
+    pub const GS_BASE: u32 = 0xC000_0101;
+    pub const KERNEL_GS_BASE: u32 = 0xC000_0102;
 }
 
 /// A segment register with its hidden part.

@@ -6,7 +6,9 @@ use std::sync::atomic::Ordering;
 use board::accel::{ApicBus, ClockState, Irqchip};
 use board::memory::{GuestRam, MemoryMap};
 use board::vcpu::{Cpuid, VcpuState};
-use board::{Accel, AccelError, Clock, CpuIo, Entropy, Exit, Kicker, LocalApic, Vcpu};
+use board::{
+    Accel, AccelError, Clock, CpuIo, DebugRequest, Entropy, Exit, Kicker, LocalApic, Vcpu,
+};
 
 use crate::count::{Count, Counting};
 use crate::cpu::{Cpu, Mailbox, Shared, Todo, WallClock};
@@ -212,6 +214,11 @@ impl Vcpu for SoftVcpu {
 
     fn nmi(&mut self) -> Result<(), AccelError> {
         self.cpu.nmi_pending = true;
+        Ok(())
+    }
+
+    fn set_debug(&mut self, request: &DebugRequest) -> Result<(), AccelError> {
+        self.cpu.set_debugger(request);
         Ok(())
     }
 }

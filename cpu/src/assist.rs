@@ -258,7 +258,7 @@ impl Cpu {
         self.taken_interrupt = None;
         (self.stop, self.link, self.watch_hit) = (None, None, 0);
         (self.icount, self.flushed) = (0, false);
-        self.tlb.flush_all();
+        self.new_address_space();
         self.tlb.forget_jumps();
         if self.cr0 & cr0::PG != 0
             && self.cr4 & crate::cpu::cr4::PAE != 0

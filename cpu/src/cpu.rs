@@ -11,6 +11,7 @@ use board::{Clock, CpuIo, Entropy, LocalApic};
 use crate::assist::Assist;
 use crate::block::{Block, Blocks};
 use crate::count::Count;
+use crate::debugger::Debugger;
 use crate::fault::{Exception, Res, Stop, Why, vector};
 use crate::features::Features;
 use crate::flags::{Flags, bit};
@@ -83,6 +84,9 @@ pub(crate) const ZERO: usize = 16;
 /// RIP of the first byte of the page that holds the current block, so that blocks are
 /// independent of where their page is mapped.
 pub(crate) const PAGE: usize = 17;
+
+/// DR6: a single step.
+pub(crate) const BS: u64 = 1 << 14;
 
 pub(crate) const RAX: usize = 0;
 pub(crate) const RCX: usize = 1;
@@ -275,7 +279,7 @@ pub(crate) struct Cpu {
     /// Bases that effective addresses use: zero in 64-bit mode for all but FS and GS.
     pub(crate) seg_base: [u64; 8],
     pub(crate) tlb: Tlb,
-    /// The block in execution.
+    /// The block in execution; null between two.
     pub(crate) block: *const Block,
     /// A block and which of its links is to lead to the block at RIP.
     pub(crate) link: Option<(*const Block, usize)>,
@@ -306,6 +310,11 @@ pub(crate) struct Cpu {
     pub(crate) debug: DebugRegisters,
     /// Watchpoints that the current instruction has hit, as bits of DR6.
     pub(crate) watch_hit: u64,
+    /// The instruction that is stepped ends in a trap; instructions that clear TF at once say no.
+    pub(crate) step_trap: bool,
+    /// A task switch has failed in the new task: RIP is its first instruction.
+    pub(crate) in_new_task: bool,
+    pub(crate) debugger: Debugger,
     pub(crate) msrs: Msrs,
     pub(crate) vector: Vector,
     pub(crate) phys_bits: u32,
@@ -601,6 +610,9 @@ impl Cpu {
 
     /// Notes which watchpoints an access hits.
     pub(crate) fn watch(&mut self, linear: u64, size: u64, kind: Kind) {
+        if self.debugger.watching {
+            self.debugger_watch(linear, size, kind);
+        }
         if self.debug.control & 0xFF == 0 {
             return;
         }
@@ -639,11 +651,12 @@ impl Cpu {
 
     /// Whether an enabled watchpoint lies in the page of `linear`.
     pub(crate) fn watched_page(&self, linear: u64) -> bool {
-        self.debug.control & 0xFF != 0
+        let by_guest = self.debug.control & 0xFF != 0
             && (0..4).any(|i| {
                 self.debug.control >> (2 * i) & 3 != 0
                     && (self.debug.address[i] ^ linear) >> 12 == 0
-            })
+            });
+        by_guest || self.debugger.watches_page(linear)
     }
 
     /// Whether the page at `phys` is that of the local APIC.

@@ -39,6 +39,9 @@ impl Cpu {
         let mut instr = Instruction::default();
         let mut ended = false;
         while builder.count < max && at < 4096 && !ended {
+            if builder.count > 0 && self.debugger.cuts(at) {
+                break;
+            }
             let end = (at + MAX_LENGTH).min(4096);
             if end > fetched {
                 // As much as will be watched for writes in any case.
@@ -69,7 +72,8 @@ impl Cpu {
             at += instr.len().max(1);
         }
         // A link would skip the look at what makes any other block special.
-        let linkable = !single && second.is_none() && self.assist.is_none();
+        let linkable =
+            !single && second.is_none() && !self.debugger.cuts(off) && self.assist.is_none();
         Ok(builder.finish(off, at, second, linkable))
     }
 

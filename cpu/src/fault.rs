@@ -66,6 +66,20 @@ pub(crate) mod vector {
 }
 
 impl Exception {
+    /// A fault in whose frame RF is set (SDM vol. 3, 18.3.1.1): all but traps, aborts and
+    /// instruction breakpoints.
+    pub(crate) fn is_fault(&self) -> bool {
+        /// DR6: general detect, the one debug exception of that kind.
+        const BD: u64 = 1 << 13;
+        /// Machine check.
+        const MC: u8 = 18;
+        match self.vector {
+            vector::DB => self.payload & BD != 0,
+            vector::NMI | vector::BP | vector::OF | vector::DF | MC => false,
+            _ => true,
+        }
+    }
+
     /// Benign, contributory or page fault (SDM vol. 3, table 6-5): whether `self`, raised while
     /// `first` was being delivered, makes a double fault.
     pub(crate) fn doubles(&self, first: u8) -> bool {

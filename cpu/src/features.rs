@@ -57,6 +57,7 @@ const FEATURES: &[Feature] = &[
     feature(1, Reg::D, 26, &[F::SSE2, F::PAUSE], 0),
     feature(1, Reg::C, 0, &[F::SSE3], 0),
     feature(1, Reg::C, 1, &[F::PCLMULQDQ], 0),
+    feature(1, Reg::C, 3, &[F::MONITOR], 0),
     feature(1, Reg::C, 9, &[F::SSSE3], 0),
     feature(1, Reg::C, 12, &[F::FMA], 0),
     feature(1, Reg::C, 13, &[F::CMPXCHG16B], 0),
@@ -102,8 +103,7 @@ const FEATURES: &[Feature] = &[
     feature(EXTENDED, Reg::D, 29, &[F::X64], 0),
 ];
 
-/// What every CPU of this kind executes. End-branch and shadow-stack hints are NOPs; MONITOR
-/// works although CPUID does not offer it.
+/// What every CPU of this kind executes. End-branch and shadow-stack hints are NOPs.
 const ALWAYS: &[F] = &[
     F::INTEL8086,
     F::INTEL8086_ONLY,
@@ -114,7 +114,6 @@ const ALWAYS: &[F] = &[
     F::CPUID,
     F::CET_IBT,
     F::MULTIBYTENOP,
-    F::MONITOR,
     F::CLDEMOTE,
 ];
 
@@ -142,7 +141,8 @@ pub(crate) fn supported() -> Cpuid {
     let bits = |leaf: u32, reg: Reg| {
         FEATURES
             .iter()
-            .filter(|f| f.leaf == leaf && f.reg == reg && f.codes.iter().all(|c| host_has(*c)))
+            .filter(|f| f.leaf == leaf && f.reg == reg && !f.codes.contains(&F::MONITOR))
+            .filter(|f| f.codes.iter().all(|c| host_has(*c)))
             .fold(0, |bits, f| bits | 1_u32 << f.bit)
     };
     let text = |s: &[u8]| {
@@ -168,6 +168,8 @@ pub(crate) fn supported() -> Cpuid {
         leaf(1, 0x0008_06F8, 8 << 8, bits(1, Reg::C), bits(1, Reg::D)),
         leaf(2, 0x00FF_FF01, 0, 0, 0),
         sub(4, 0, [0; 4]),
+        // MONITOR of 64-byte lines. MWAIT does not wait, so that leaf 1 shows it on request only.
+        leaf(5, 64, 64, 0, 0),
         leaf(6, 1 << 2, 0, 0, 0),
         sub(7, 0, [0, bits(7, Reg::B), bits(7, Reg::C), bits(7, Reg::D)]),
         sub(0xD, 0, [components, area, area, 0]),
@@ -205,6 +207,7 @@ pub(crate) struct Features {
     pub(crate) cr4: u64,
     pub(crate) efer: u64,
     pub(crate) gib_pages: bool,
+    pub(crate) pse36: bool,
     /// Components that XCR0 may enable.
     pub(crate) xcr0: u64,
 }
@@ -251,6 +254,7 @@ impl Features {
             cr4: bits4,
             efer: efer_bits,
             gib_pages: extended >> 26 & 1 != 0,
+            pse36: cpuid.get(1, 0).is_some_and(|leaf| leaf.edx >> 17 & 1 != 0),
         }
     }
 

@@ -28,6 +28,7 @@ pub mod bare;
 mod block;
 mod count;
 mod cpu;
+mod debugger;
 mod decode;
 mod exec;
 mod fault;

@@ -7,12 +7,9 @@ use board::vcpu::MpState;
 use board::{ApicEvent, Exit};
 
 use crate::block::Block;
-use crate::cpu::{Cpu, PAGE, Todo, seg};
+use crate::cpu::{BS, Cpu, PAGE, Todo, seg};
 use crate::fault::{Exception, Stop, Why, vector};
 use crate::flags::bit;
-
-/// DR6: a single step.
-const BS: u64 = 1 << 14;
 
 impl Cpu {
     /// Executes guest code until something asks for an exit.
@@ -120,6 +117,7 @@ impl Cpu {
     /// for single steps, or `single` does.
     #[inline(always)]
     fn turn<const COUNTED: bool>(&mut self, single: bool) -> Result<Option<*const Block>, Exit> {
+        self.block = std::ptr::null();
         if let Some(exit) = self.settle_stop() {
             return Err(exit);
         }
@@ -138,12 +136,20 @@ impl Cpu {
             }
         }
         let shadow = self.sti_shadow || self.mov_ss_shadow;
-        if !shadow && self.nmi_pending | self.irq_hint {
+        if !shadow
+            && self.nmi_pending | self.irq_hint
+            && !self.debugger.holds_interrupts(self.mp_state)
+        {
             self.interrupts();
             // Code that was changed before an interrupt was sent is not executed after it.
             if self.stop.is_some() || self.mailbox.attention.load(Ordering::SeqCst) {
                 return Ok(None);
             }
+        }
+        if self.debugger.on
+            && let Some(trap) = self.debugger_trap()
+        {
+            return Err(Exit::Debug(trap));
         }
         if self.mp_state != MpState::Runnable {
             if COUNTED {
@@ -154,9 +160,11 @@ impl Cpu {
         }
         let special = self.flags.rest & (bit::TF | bit::RF) != 0
             || self.debug.control & 0xFF != 0
-            || self.watch_hit != 0;
+            || self.watch_hit != 0
+            || self.debugger.step();
         if shadow || special || single || COUNTED && std::mem::take(&mut self.solo_next) {
             self.step();
+            self.debugger.stepped = true;
             return Ok(None);
         }
         match self.find_block(false) {
@@ -198,8 +206,15 @@ impl Cpu {
             Why::Exception(exception) => {
                 self.icount += 1;
                 self.watch_hit = 0;
+                if exception.vector != vector::DB {
+                    self.debugger.forget_hit();
+                }
                 self.mov_ss_shadow = false;
                 self.sti_shadow = false;
+                // The trap behind HLT ends the halt.
+                if self.mp_state == MpState::Halted {
+                    self.mp_state = MpState::Runnable;
+                }
                 if self.deliver_exception(exception).is_err() {
                     self.stop = None;
                     return Some(Exit::Shutdown);
@@ -331,7 +346,7 @@ impl Cpu {
 
     /// Executes a single instruction, with all that debugging asks for.
     pub(crate) fn step(&mut self) {
-        let tf = self.flags.rest & bit::TF != 0;
+        self.step_trap = self.flags.rest & bit::TF != 0;
         let resume = self.flags.rest & bit::RF != 0;
         // What came before has been held off by MOV SS at most until now.
         let held = std::mem::take(&mut self.mov_ss_shadow);
@@ -348,6 +363,7 @@ impl Cpu {
             Err(Stop) => return,
         };
         let null = self.run_block(block);
+        self.block = std::ptr::null();
         debug_assert!(null.is_null(), "single-instruction blocks have no links");
         self.link = None;
         match self.stop {
@@ -361,8 +377,8 @@ impl Cpu {
         if self.mov_ss_shadow {
             return;
         }
-        if tf || self.watch_hit != 0 {
-            self.debug_trap(if tf { BS } else { 0 });
+        if self.step_trap || self.watch_hit != 0 {
+            self.debug_trap(if self.step_trap { BS } else { 0 });
         }
     }
 

@@ -60,6 +60,9 @@ impl Cpu {
             pdptr: [0; 4],
             debug: DebugRegisters::default(),
             watch_hit: 0,
+            step_trap: false,
+            in_new_task: false,
+            debugger: Default::default(),
             msrs: Msrs::new(),
             vector: Vector::new(),
             phys_bits: Features::phys_bits(cpuid),
@@ -110,7 +113,7 @@ impl Cpu {
         (self.cr2, self.cr3, self.cr4, self.cr8, self.efer) = (0, 0, 0, 0, 0);
         self.cpl = 0;
         self.debug = DebugRegisters::default();
-        self.tlb.flush_all();
+        self.new_address_space();
         self.update_mode();
     }
 
@@ -277,7 +280,7 @@ impl Cpu {
         }
         self.solo_next = false;
         self.irq_hint = true;
-        self.tlb.flush_all();
+        self.new_address_space();
         self.update_mode();
     }
 

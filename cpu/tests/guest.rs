@@ -6,101 +6,10 @@ mod common;
 use std::cell::{Cell, RefCell};
 
 use board::memory::{GuestRam, MemoryMap};
-use board::vcpu::{MpState, Segment, TableRegister, VcpuState};
-use board::{Accel, Clock, CpuIo, Exit, Vcpu};
+use board::vcpu::{MpState, Segment};
+use board::{Accel, CpuIo, Exit, Vcpu};
+use common::guest::{CODE, DATA, GDT, Guest, HANDLERS, IDT, STACK, TABLE, segment};
 use common::{NoIo, Rng};
-use cpu::{SoftAccel, SoftVcpu};
-
-const CODE: u64 = 0x1_0000;
-const DATA: u64 = 0x2_0000;
-const HANDLERS: u64 = 0x3_0000;
-const IDT: u64 = 0x3_5000;
-const GDT: u64 = 0x3_4000;
-const STACK: u64 = 0x3_3000;
-/// The page table that maps the first 2 MiB, page by page.
-const TABLE: u64 = 0x4000;
-
-struct Guest {
-    ram: GuestRam,
-    accel: SoftAccel,
-    vcpu: SoftVcpu,
-    state: VcpuState,
-}
-
-fn segment(selector: u16, attributes: u32) -> Segment {
-    Segment { selector, base: 0, limit: u32::MAX, attributes }
-}
-
-impl Guest {
-    /// Ring 0 of 64-bit mode; memory is mapped 1:1; every exception ends in HLT.
-    fn long(code: &[u8]) -> Self {
-        let ram = GuestRam::new(4 << 20).unwrap();
-        let accel = SoftAccel::new(Clock::running(), None);
-        accel.set_memory(&MemoryMap::new(&ram)).unwrap();
-        let mut vcpu = accel.add(0, &accel.supported_cpuid());
-        let mut state = vcpu.save().unwrap();
-        state.segments.cs = segment(8, 0xA09B);
-        for s in [&mut state.segments.ss, &mut state.segments.ds, &mut state.segments.es] {
-            *s = segment(16, 0xC093);
-        }
-        state.gdt = TableRegister { base: GDT, limit: 0x3F };
-        state.idt = TableRegister { base: IDT, limit: 0x1FF };
-        state.cr0 = 0x8005_0033;
-        state.cr3 = 0x1000;
-        state.cr4 = 0x620;
-        state.efer = 0xD00;
-        state.rflags = 2;
-        state.rip = CODE;
-        state.gpr = [0; 16];
-        state.gpr[4] = STACK;
-        state.mp_state = MpState::Runnable;
-        let guest = Self { ram, accel, vcpu, state };
-        guest.put(0x1000, 0x2007);
-        guest.put(0x2000, 0x3007);
-        guest.put(0x3000, TABLE | 7);
-        for page in 0..512 {
-            guest.put(TABLE + 8 * page, page << 12 | 7);
-        }
-        guest.put(GDT + 8, 0x00AF_9B00_0000_FFFF);
-        guest.put(GDT + 16, 0x00CF_9300_0000_FFFF);
-        for vector in 0..32 {
-            let handler = HANDLERS + 16 * vector;
-            guest.ram.write(handler, &[0xF4]).unwrap();
-            guest.put(
-                IDT + 16 * vector,
-                handler & 0xFFFF | 8 << 16 | 0x8E << 40 | (handler >> 16) << 48,
-            );
-        }
-        guest.ram.write(CODE, code).unwrap();
-        guest
-    }
-
-    fn put(&self, at: u64, value: u64) {
-        self.ram.write(at, &value.to_le_bytes()).unwrap();
-    }
-
-    fn get(&self, at: u64) -> u64 {
-        let mut bytes = [0; 8];
-        self.ram.read(at, &mut bytes).unwrap();
-        u64::from_le_bytes(bytes)
-    }
-
-    /// Runs from `state` until the guest halts.
-    fn run(&mut self, io: &dyn CpuIo) -> VcpuState {
-        self.vcpu.restore(&self.state).unwrap();
-        let exit = self.vcpu.run(io).unwrap();
-        assert!(matches!(exit, Exit::Halted), "{exit:?}");
-        self.vcpu.save().unwrap()
-    }
-
-    /// Vector, error code and RIP of the exception that a halted guest is in.
-    fn exception(&self, state: &VcpuState) -> (u64, u64, u64) {
-        let vector = (state.rip - 1 - HANDLERS) / 16;
-        let with_error = matches!(vector, 8 | 10..=14 | 17);
-        let word = |i: u64| self.get(state.gpr[4] + 8 * i);
-        if with_error { (vector, word(0), word(1)) } else { (vector, 0, word(0)) }
-    }
-}
 
 #[test]
 fn code_that_changes_the_next_instruction_executes_what_it_wrote() {
@@ -360,23 +269,11 @@ fn a_watchpoint_that_is_not_enabled_does_not_trap() {
     assert_eq!(guest.run(&NoIo::default()).rip, CODE + 3);
 }
 
-/// A TSS for entering ring 0, and ring 3 as the state to begin with.
-fn ring3(guest: &mut Guest) {
-    const TSS: u64 = 0x3_7000;
-    guest.put(TSS + 4, STACK);
-    let s = &mut guest.state;
-    s.segments.tr = Segment { selector: 0x28, base: TSS, limit: 0x67, attributes: 0x8B };
-    s.segments.cs = segment(0x33, 0xA0FB);
-    s.segments.ss = segment(0x3B, 0xC0F3);
-    s.segments.ds = segment(0x3B, 0xC0F3);
-    s.gpr[4] = DATA + 0x800;
-}
-
 #[test]
 fn alignment_is_checked_where_it_was_asked_for() {
     // mov eax, [rdi]; ud2
     let mut guest = Guest::long(&[0x8B, 0x07, 0x0F, 0x0B]);
-    ring3(&mut guest);
+    guest.ring3();
     const AM: u64 = 1 << 18;
     const AC: u64 = 1 << 18;
     for (cr0, flags, address, vector) in [

@@ -88,7 +88,8 @@ fn blk(features: u64, kind: u32, bytes: u32, depth: u64, name: &str) {
     });
     let mut ring = rig.start(features, 256).remove(0);
     poke(&rig.ram, HEADER, &u128::from(kind).to_le_bytes());
-    row(name, &mut rig, &mut ring, depth, bytes.into(), |ring, n| {
+    let moved = if kind == 4 { 0 } else { bytes.into() };
+    row(name, &mut rig, &mut ring, depth, moved, |ring, n| {
         let at = DATA + n % 64 * u64::from(bytes);
         let data = if kind == 0 { Buffer::room(at, bytes) } else { Buffer::out(at, bytes) };
         let chain = [Buffer::out(HEADER, 16), data, Buffer::room(STATUS, 1)];

@@ -6,10 +6,11 @@
 
 use std::io::{self, Write};
 
+use crate::block::{BlockAction, BlockInfo, BlockStatsReply};
 use crate::error::CommandError;
 use crate::state::{
-    Chardev, Cpu, Icount, IoApic, IrqStats, Kvm, LocalApic, MemoryTree, PciBus, Pic, Registers,
-    RunState, Version,
+    Chardev, Cpu, Dump, HostMemory, Icount, IoApic, IrqStats, Kvm, LocalApic, LogItem, MemoryTree,
+    PciBus, Pic, Registers, Rom, RunState, Translation, Version,
 };
 use crate::virtio::{Balloon, VirtioInfo, VirtioQueue, VirtioStatus};
 
@@ -70,6 +71,44 @@ pub trait Control {
     /// Writes the low `size` (1, 2 or 4) bytes of `value` to I/O port `port`, as an `out` would.
     fn port_write(&mut self, port: u16, size: u8, value: u32);
 
+    /// The guest-physical address behind virtual address `addr` of vCPU `cpu`; `None`: not mapped.
+    ///
+    /// # Errors
+    /// [`CommandError::Refused`] where the accelerator cannot tell.
+    fn translate(&mut self, cpu: usize, addr: u64) -> Result<Option<u64>, CommandError>;
+    /// Calls `visit` with each mapped page of vCPU `cpu` by ascending address, until it says false
+    /// or the page tables have cost too much. Whether all have been visited.
+    ///
+    /// # Errors
+    /// [`CommandError::Refused`] where the accelerator cannot tell.
+    fn walk_pages(
+        &mut self,
+        cpu: usize,
+        visit: &mut dyn FnMut(Translation) -> bool,
+    ) -> Result<bool, CommandError>;
+    /// Where the host has guest-physical address `addr`.
+    fn host_memory(&mut self, addr: u64) -> HostMemory;
+    /// The host-physical address behind address `addr` of this process.
+    fn host_physical(&mut self, addr: u64) -> io::Result<u64>;
+    /// What can be logged, and what is.
+    fn log_items(&self) -> Vec<LogItem>;
+    /// Logs these items from now on, and no others. The caller has made sure that there are such.
+    fn set_log_items(&mut self, names: &[&str]);
+    /// The log goes into the file `path` of the host from now on.
+    ///
+    /// # Errors
+    /// The host's; then it goes on where it was.
+    fn set_log_file(&mut self, path: &str) -> io::Result<()>;
+    /// The ROMs.
+    fn roms(&mut self) -> Vec<Rom>;
+    /// Writes memory and registers as an ELF core. The guest stands still meanwhile.
+    ///
+    /// # Errors
+    /// [`CommandError::File`]; [`CommandError::Refused`] where there is no memory to write.
+    fn dump_memory(&mut self, dump: &Dump) -> Result<(), CommandError>;
+    /// What has become of the last dump ("none", "completed", "failed"), and its bytes.
+    fn last_dump(&mut self) -> (&'static str, u64);
+
     /// The address spaces with their regions.
     fn memory_tree(&mut self) -> MemoryTree;
     /// How often each interrupt controller saw each of its lines raised.
@@ -79,18 +118,15 @@ pub trait Control {
     /// The I/O APICs; empty on a machine without.
     fn io_apics(&mut self) -> Vec<IoApic>;
 
-    /// The PCI buses with their functions; empty on a machine without.
-    fn pci(&mut self) -> Vec<PciBus>;
-    /// Plugs in the device that `text` describes, as `--device` does.
+    /// The drives.
+    fn block_devices(&mut self) -> Vec<BlockInfo>;
+    /// What the drives have done.
+    fn block_stats(&mut self) -> Vec<BlockStatsReply>;
+    /// Changes a drive.
     ///
     /// # Errors
-    /// [`CommandError::Refused`] with the cause; nothing has changed then.
-    fn device_add(&mut self, text: &str) -> Result<(), CommandError>;
-    /// Asks the guest to give up the device `id`; the event DEVICE_DELETED follows once it has.
-    ///
-    /// # Errors
-    /// [`CommandError::DeviceNotFound`], or [`CommandError::Refused`] when it is asked already.
-    fn device_del(&mut self, id: &str) -> Result<(), CommandError>;
+    /// [`CommandError::Refused`] with the cause and the next step.
+    fn block_action(&mut self, action: BlockAction) -> Result<(), CommandError>;
 
     /// The network cards and backends, a line each, as QEMU shows them.
     fn network(&mut self) -> String;
@@ -121,6 +157,7 @@ pub trait Control {
     /// # Errors
     /// [`CommandError::Remark`] with the cause.
     fn hostfwd_remove(&mut self, netdev: Option<&str>, rule: &str) -> Result<String, CommandError>;
+
     /// The virtio devices.
     fn virtio_devices(&mut self) -> Vec<VirtioInfo>;
     /// The virtio device at `path`, if there is one.
@@ -137,6 +174,25 @@ pub trait Control {
     /// # Errors
     /// As [`balloon`](Self::balloon).
     fn set_balloon(&mut self, bytes: u64) -> Result<(), CommandError>;
+    /// Lets gdb attach by backend `device` ("tcp::1234"), in place of the one before; "none": by none
+    /// any more.
+    ///
+    /// # Errors
+    /// [`CommandError::Refused`] with the cause.
+    fn gdbserver(&mut self, device: &str) -> Result<(), CommandError>;
+
+    /// The PCI buses with their functions; empty on a machine without.
+    fn pci(&mut self) -> Vec<PciBus>;
+    /// Plugs in the device that `text` describes, as `--device` does.
+    ///
+    /// # Errors
+    /// [`CommandError::Refused`] with the cause; nothing has changed then.
+    fn device_add(&mut self, text: &str) -> Result<(), CommandError>;
+    /// Asks the guest to give up the device `id`; the event DEVICE_DELETED follows once it has.
+    ///
+    /// # Errors
+    /// [`CommandError::DeviceNotFound`], or [`CommandError::Refused`] when it is asked already.
+    fn device_del(&mut self, id: &str) -> Result<(), CommandError>;
 
     /// Makes (or empties) a file of the host.
     fn create_file(&mut self, path: &str) -> io::Result<Box<dyn Write>>;

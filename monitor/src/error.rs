@@ -80,7 +80,8 @@ pub enum CommandError {
 }
 
 /// `strerror`'s words without Rust's "(os error N)".
-fn os_words(error: &io::Error) -> String {
+/// What the host said, without its number.
+pub(crate) fn os_words(error: &io::Error) -> String {
     let text = error.to_string();
     match text.find(" (os error") {
         Some(end) => text[..end].to_owned(),

@@ -79,13 +79,31 @@ pub enum Event {
     GuestPanicked(PanicAction),
     /// A device is gone, after `device_del` or by the guest's own will; its id if it had one.
     DeviceDeleted(Option<String>),
+    /// A drive's request has failed.
+    BlockIoError(BlockIoError),
     /// The balloon has another size: so many bytes of RAM does it leave the guest.
     BalloonChange(u64),
 }
 
+/// A request that failed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BlockIoError {
+    /// The drive.
+    pub device: String,
+    /// It was no read.
+    pub write: bool,
+    /// What is done about it: QMP's `BlockErrorAction`.
+    pub action: &'static str,
+    /// The host has no room left.
+    pub nospace: bool,
+    /// The host's words.
+    pub reason: String,
+}
+
 /// Every event's name and data, for the schema.
-pub(crate) const ALL: [(&str, &[Member]); 8] = [
+pub(crate) const ALL: [(&str, &[Member]); 9] = [
     ("BALLOON_CHANGE", types::BALLOON_CHANGE),
+    ("BLOCK_IO_ERROR", types::BLOCK_IO_ERROR),
     ("DEVICE_DELETED", types::DEVICE_DELETED),
     ("GUEST_PANICKED", types::PANIC),
     ("POWERDOWN", &[]),
@@ -114,6 +132,16 @@ impl Event {
                 };
                 ("GUEST_PANICKED", Some(json!({ "action": action })))
             }
+            Self::BlockIoError(error) => (
+                "BLOCK_IO_ERROR",
+                Some(json!({
+                    "device": error.device,
+                    "operation": if error.write { "write" } else { "read" },
+                    "action": error.action,
+                    "nospace": error.nospace,
+                    "reason": error.reason,
+                })),
+            ),
             Self::BalloonChange(actual) => ("BALLOON_CHANGE", Some(json!({ "actual": actual }))),
             Self::DeviceDeleted(Some(id)) => {
                 let path = format!("/machine/peripheral/{id}");

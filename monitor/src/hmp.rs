@@ -1,5 +1,7 @@
 //! The human monitor: lines of text in, text out.
 
+use std::collections::VecDeque;
+
 use crate::args::LineParser;
 use crate::complete;
 use crate::control::Control;
@@ -82,7 +84,7 @@ impl Hmp {
     }
 
     fn submit(&mut self, control: &mut dyn Control, line: &str, out: &mut String) {
-        let (text, finished) = self.state.run(control, line);
+        let (text, finished) = self.state.run(control, line, self.editor.history());
         out.push_str(&text.replace('\n', "\r\n"));
         self.finished = finished;
     }
@@ -101,7 +103,12 @@ impl Hmp {
 
 impl Session {
     /// Runs one line; gives what is to be printed, and whether the session is over.
-    fn run(&mut self, control: &mut dyn Control, line: &str) -> (String, bool) {
+    fn run(
+        &mut self,
+        control: &mut dyn Control,
+        line: &str,
+        history: &VecDeque<String>,
+    ) -> (String, bool) {
         if line.trim().is_empty() {
             return (String::new(), false);
         }
@@ -118,11 +125,20 @@ impl Session {
                 if let Reply::SelectCpu(cpu) = reply {
                     self.cpu = cpu;
                 }
-                (text::render(&reply), matches!(reply, Reply::Quit {}))
+                let text = match reply {
+                    Reply::History => numbered(history),
+                    _ => text::render(&reply),
+                };
+                (text, matches!(reply, Reply::Quit {}))
             }
             Err(error) => (complaint(&error, name), false),
         }
     }
+}
+
+/// The lines of `info history`.
+fn numbered(lines: &VecDeque<String>) -> String {
+    lines.iter().enumerate().map(|(number, line)| format!("{number}: '{line}'\n")).collect()
 }
 
 /// An error in HMP's words; `name` is the command as it was typed.
@@ -137,7 +153,11 @@ fn complaint(error: &CommandError, name: &str) -> String {
 }
 
 /// Runs one line in a session of its own, whose vCPU is `cpu`; gives what it prints.
+pub(crate) fn print_line(control: &mut dyn Control, cpu: usize, line: &str) -> String {
+    Session { cpu, ..Session::default() }.run(control, line, &VecDeque::new()).0
+}
+
+/// As [`print_line`], for QMP.
 pub(crate) fn run_line(control: &mut dyn Control, cpu: usize, line: &str) -> String {
-    let mut session = Session { cpu, ..Session::default() };
-    session.run(control, line).0.replace('\n', "\r\n")
+    print_line(control, cpu, line).replace('\n', "\r\n")
 }

@@ -1,11 +1,12 @@
 //! The console language: the command table, HMP, QMP and line editing. Bytes in, bytes out.
 //!
-//! [`Hmp`] and [`Qmp`] are sessions: the caller feeds them what it read from a character device and
+//! [`Hmp`], [`Qmp`] and [`gdb::Gdb`] are sessions: the caller feeds them what it read from a character device and
 //! writes out what they give back. Commands act on the machine through [`Control`] only, which the
 //! caller implements. HMP's syntax and output, and QMP's names and errors, are QEMU's (7.2), so
 //! that scripts written for its monitor go on working.
 
 mod args;
+pub mod block;
 mod commands;
 mod complete;
 mod control;
@@ -14,6 +15,7 @@ mod error;
 mod event;
 mod expr;
 mod format;
+pub mod gdb;
 mod hmp;
 mod json;
 mod keys;
@@ -32,7 +34,7 @@ pub use args::{Args, Value};
 pub use control::Control;
 pub use disas::{Instruction, instruction};
 pub use error::CommandError;
-pub use event::{Cause, Event, PanicAction};
+pub use event::{BlockIoError, Cause, Event, PanicAction};
 pub use format::{Format, Style};
 pub use hmp::Hmp;
 pub use qmp::Qmp;

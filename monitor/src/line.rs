@@ -79,6 +79,11 @@ impl Editor {
         self.line[..self.cursor].iter().collect()
     }
 
+    /// The lines that have been submitted, the oldest first.
+    pub(crate) fn history(&self) -> &VecDeque<String> {
+        &self.history
+    }
+
     /// Types `text` at the cursor.
     pub(crate) fn insert(&mut self, text: &str) {
         for c in text.chars().filter(|c| !c.is_control()) {

@@ -3,11 +3,12 @@
 
 use serde::Serialize;
 
+use crate::block::{BlockInfo, BlockStatsReply};
 use crate::disas::Instruction;
 use crate::format::Style;
 use crate::state::{
-    AddressSpace, Chardev, IoApic, IrqStats, Kvm, LocalApic, PciBus, Pic, Registers, RunState,
-    Version,
+    AddressSpace, Chardev, IoApic, IrqStats, Kvm, LocalApic, PciBus, Pic, Range, Registers, Rom,
+    RunState, Translation, Version,
 };
 use crate::virtio::{Balloon, VirtioInfo, VirtioQueue, VirtioStatus};
 
@@ -56,6 +57,30 @@ pub enum Reply {
     Pci(Vec<PciBus>),
     /// `info mtree`
     MemoryTree(Vec<AddressSpace>),
+    /// `info mtree -f`
+    FlatViews(Vec<AddressSpace>),
+    /// `info roms`
+    Roms(Vec<Rom>),
+    /// `info history`: the session knows.
+    History,
+    /// `info tlb`
+    Pages {
+        /// The pages.
+        pages: Vec<Translation>,
+        /// There are no more.
+        whole: bool,
+    },
+    /// `info mem`
+    Ranges {
+        /// The ranges.
+        ranges: Vec<Range>,
+        /// There are no more.
+        whole: bool,
+    },
+    /// `info dump`
+    Dump(DumpStatus),
+    /// `query-dump-guest-memory-capability`
+    DumpCapability(DumpCapability),
     /// `x`, `xp`
     Memory(MemoryDump),
     /// `x/i`, `xp/i`
@@ -66,6 +91,10 @@ pub enum Reply {
     Port(PortRead),
     /// `sum`
     Checksum(u16),
+    /// `info block`
+    Block(Vec<BlockInfo>),
+    /// `info blockstats`
+    BlockStats(Vec<BlockStatsReply>),
     /// `info virtio`
     Virtio(Vec<VirtioInfo>),
     /// `info virtio-status`
@@ -229,6 +258,24 @@ pub struct PortRead {
     pub digits: u8,
     /// The value.
     pub value: u32,
+}
+
+/// What has become of a dump.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub struct DumpStatus {
+    /// "none", "completed", "failed"
+    pub status: &'static str,
+    /// Bytes written.
+    pub completed: u64,
+    /// Bytes to be written.
+    pub total: u64,
+}
+
+/// The formats of dumps.
+#[derive(Clone, Debug, Serialize)]
+pub struct DumpCapability {
+    /// "elf"
+    pub formats: Vec<&'static str>,
 }
 
 /// A QMP command's name.

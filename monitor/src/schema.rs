@@ -218,6 +218,27 @@ pub(crate) mod types {
     /// An element of `query-commands`
     pub(crate) const COMMAND_NAME: Type =
         Type::Object(&Object { name: "CommandInfo", members: &[member("name", Type::Str)] });
+    /// `format` of `dump-guest-memory`
+    pub(crate) const DUMP_FORMAT: Type =
+        Type::Enum(&Enum { name: "DumpGuestMemoryFormat", values: &["elf"] });
+    const DUMP_STATUS: Type = Type::Enum(&Enum {
+        name: "DumpStatus",
+        values: &["none", "active", "completed", "failed"],
+    });
+    /// `query-dump`
+    pub(crate) const DUMP: Type = Type::Object(&Object {
+        name: "DumpQueryResult",
+        members: &[
+            member("status", DUMP_STATUS),
+            member("completed", Type::Int),
+            member("total", Type::Int),
+        ],
+    });
+    /// `query-dump-guest-memory-capability`
+    pub(crate) const DUMP_CAPABILITY: Type = Type::Object(&Object {
+        name: "DumpGuestMemoryCapability",
+        members: &[member("formats", Type::Array(&DUMP_FORMAT))],
+    });
     const META_TYPE: Type = Type::Enum(&Enum {
         name: "SchemaMetaType",
         values: &["builtin", "enum", "array", "object", "alternate", "command", "event"],
@@ -248,6 +269,18 @@ pub(crate) mod types {
         &[member("guest", Type::Bool), member("reason", SHUTDOWN_CAUSE)];
     /// The data of BALLOON_CHANGE
     pub(crate) const BALLOON_CHANGE: &[Member] = &[member("actual", Type::Int)];
+    /// The data of BLOCK_IO_ERROR
+    pub(crate) const BLOCK_IO_ERROR: &[Member] = &[
+        member("device", Type::Str),
+        member("operation", IO_OPERATION),
+        member("action", BLOCK_ERROR_ACTION),
+        member("nospace", Type::Bool),
+        member("reason", Type::Str),
+    ];
+    const IO_OPERATION: Type =
+        Type::Enum(&Enum { name: "IoOperationType", values: &["read", "write"] });
+    const BLOCK_ERROR_ACTION: Type =
+        Type::Enum(&Enum { name: "BlockErrorAction", values: &["ignore", "report", "stop"] });
     /// The data of DEVICE_DELETED
     pub(crate) const DEVICE_DELETED: &[Member] =
         &[Member::optional("device", Type::Str), member("path", Type::Str)];

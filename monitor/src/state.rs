@@ -234,12 +234,20 @@ pub struct Registers {
     pub efer: u64,
     /// DR0 to DR7; DR4 and DR5 are not used.
     pub dr: [u64; 8],
+    /// IA32_KERNEL_GS_BASE.
+    pub kernel_gs_base: u64,
     /// x87 control word.
     pub fcw: u16,
     /// x87 status word, TOP included.
     pub fsw: u16,
     /// Abridged x87 tag word: bit n is set where physical register n is in use.
     pub ftw: u8,
+    /// Last x87 opcode, instruction address and operand address.
+    pub fop: u16,
+    /// See `fop`.
+    pub fip: u64,
+    /// See `fop`.
+    pub fdp: u64,
     /// SSE control and status.
     pub mxcsr: u32,
     /// x87 data registers by physical number (not by distance from TOP).
@@ -404,6 +412,85 @@ pub struct IrqStats {
     pub controller: String,
     /// Counts by line number.
     pub counts: Vec<u64>,
+}
+
+/// A page that is mapped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct Translation {
+    /// Its first virtual address.
+    pub linear: u64,
+    /// The guest-physical address behind it.
+    pub physical: u64,
+    /// Bytes.
+    pub size: u64,
+    /// The entry that maps it (Intel SDM vol. 3, 4.5).
+    pub entry: u64,
+    /// User code may use it: so say all levels.
+    pub user: bool,
+    /// It may be written: so say all levels.
+    pub write: bool,
+}
+
+/// A stretch of mapped pages with the same rights.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct Range {
+    /// Its first virtual address.
+    pub start: u64,
+    /// Bytes.
+    pub size: u64,
+    /// User code may use it.
+    pub user: bool,
+    /// It may be written.
+    pub write: bool,
+}
+
+/// Where the host has a byte of the guest's memory.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum HostMemory {
+    /// Here in this process; `name` is that of the region.
+    Ram {
+        /// "ram"
+        name: String,
+        /// The address.
+        address: u64,
+    },
+    /// A device is there.
+    NotRam,
+    /// Nothing is there.
+    Nothing,
+}
+
+/// What `dump-guest-memory` is to write.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Dump {
+    /// The file.
+    pub path: String,
+    /// Memory goes to its virtual addresses.
+    pub paging: bool,
+    /// Only guest-physical memory from the first number on, the second one's bytes of it.
+    pub filter: Option<(u64, u64)>,
+}
+
+/// Something that can be logged.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct LogItem {
+    /// "unimp"
+    pub name: &'static str,
+    /// What it is.
+    pub help: &'static str,
+    /// It is logged.
+    pub on: bool,
+}
+
+/// Memory of the machine that has contents from the beginning.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Rom {
+    /// Guest-physical address.
+    pub start: u64,
+    /// Bytes.
+    pub size: u64,
+    /// Its name.
+    pub name: String,
 }
 
 /// What stands behind a region of an address space.

@@ -112,14 +112,14 @@ impl Arg {
         Self::new(name, ArgKind::DotInt, Complete::Nothing).optional()
     }
 
+    /// One word, or a string in double quotes.
+    pub const fn text(name: &'static str) -> Self {
+        Self::new(name, ArgKind::Text, Complete::Nothing)
+    }
+
     /// A file's name.
     pub const fn file(name: &'static str) -> Self {
         Self::new(name, ArgKind::Text, Complete::File)
-    }
-
-    /// A word.
-    pub const fn text(name: &'static str) -> Self {
-        Self::new(name, ArgKind::Text, Complete::Nothing)
     }
 
     /// A command's name, which may have several words.
@@ -178,9 +178,12 @@ pub fn commands() -> impl Iterator<Item = &'static Command> {
         topics::info::COMMANDS,
         topics::device::COMMANDS,
         topics::memory::COMMANDS,
+        topics::log::COMMANDS,
+        topics::paging::COMMANDS,
         topics::io::COMMANDS,
         topics::net::COMMANDS,
         topics::virtio::COMMANDS,
+        topics::block::COMMANDS,
         topics::protocol::COMMANDS,
     ]
     .into_iter()

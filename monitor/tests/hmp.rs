@@ -356,3 +356,32 @@ fn help_lists_every_command() {
         assert!(line.contains(" -- "), "{line}");
     }
 }
+
+#[test]
+fn drives_are_shown_and_changed() {
+    let mut console = Console::new();
+    assert_eq!(
+        console.runs("info block"),
+        "virtio0 (#block100): disk.qcow2 (qcow2)\n\
+         \x20   Attached to:      /machine/peripheral/disk/virtio-backend\n\
+         \x20   Cache mode:       writeback, direct\n\
+         \x20   Backing file:     base.raw (chain depth: 1)\n\
+         \x20   I/O throttling:   bps=0 bps_rd=0 bps_wr=0 iops=100 iops_rd=0 iops_wr=0\n\
+         \n\
+         none0: [not inserted]\n"
+    );
+    assert!(console.runs("info block none0").starts_with("none0:"));
+    assert!(console.runs("info blockstats").starts_with("virtio0: rd_bytes=512 wr_bytes=0 "));
+    assert_eq!(console.runs("block_resize virtio0 2G"), "");
+    assert_eq!(console.runs("drive_add 0 file=x,if=none,id=d"), "OK\n");
+    console.runs("commit all");
+    assert_eq!(
+        console.machine.log,
+        [
+            "Resize { device: \"virtio0\", size: 2147483648 }",
+            "Add(\"file=x,if=none,id=d\")",
+            "Commit(\"all\")"
+        ]
+    );
+    assert!(console.runs("block_resize virtio0 wide").contains("expects a size"));
+}

@@ -372,15 +372,24 @@ fn replies_are_of_the_types_that_the_schema_names() {
         }
         let arguments = match form.name {
             "memsave" | "pmemsave" => json!({ "val": 0, "size": 1, "filename": "f" }),
-            "device_add" => json!({ "driver": "d" }),
             "device_del" | "netdev_del" => json!({ "id": "d" }),
             "netdev_add" => json!({ "type": "user", "id": "d" }),
             "set_link" => json!({ "name": "d", "up": true }),
             "hostfwd-add" => json!({ "rule": "tcp::1-:2" }),
             "hostfwd-remove" => json!({ "rule": "tcp::1" }),
             "balloon" => json!({ "value": 1 }),
+            "block_resize" => json!({ "device": "virtio0", "size": 512 }),
+            "block_set_io_throttle" => json!({
+                "device": "virtio0", "bps": 0, "bps_rd": 0, "bps_wr": 0,
+                "iops": 0, "iops_rd": 0, "iops_wr": 0
+            }),
+            "blockdev-change-medium" => json!({ "id": "virtio0", "filename": "f" }),
+            "blockdev-del" => json!({ "node-name": "n" }),
+            "eject" => json!({ "device": "virtio0" }),
             "x-query-virtio-status" => json!({ "path": common::VIRTIO }),
             "x-query-virtio-queue-status" => json!({ "path": common::VIRTIO, "queue": 0 }),
+            "dump-guest-memory" => json!({ "paging": false, "protocol": "file:/tmp/core" }),
+            "device_add" => json!({ "driver": "d" }),
             "human-monitor-command" => json!({ "command-line": "info status" }),
             _ => json!({}),
         };

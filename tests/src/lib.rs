@@ -17,6 +17,7 @@
 
 mod accel;
 mod files;
+mod gdb;
 mod machine;
 mod monitor;
 mod rig;
@@ -25,6 +26,7 @@ mod transcript;
 
 pub use accel::{Accel, emulates_ring0, on_each_accel, reasons, with_kvm};
 pub use files::{TempDir, file_of, guest, image, notice, program, repository, soak};
+pub use gdb::Gdb;
 pub use machine::{Finished, Machine, Vmm};
 pub use monitor::{Hmp, Qmp};
 pub use rig::{Access, Record, Rig};

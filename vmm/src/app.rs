@@ -1,7 +1,7 @@
 //! The program round a machine: the main loop, the monitors, signals, and the way out.
 
 use std::os::fd::AsRawFd;
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::time::Duration;
 
 use board::device::{Notifier, Tag};
@@ -13,7 +13,8 @@ use monitor::Cause;
 
 use crate::config::{AccelChoice, Config};
 use crate::console::{Operator, Session};
-use crate::machine::{Machine, Requests};
+use crate::gdb;
+use crate::machine::{GdbWish, Machine, Requests};
 use crate::pidfile::Pidfile;
 use crate::signals::{Signal, Signals};
 use crate::{Error, accel, report, sandbox};
@@ -34,6 +35,9 @@ struct App {
     machine: Mutex<Machine>,
     requests: Arc<Requests>,
     sessions: Mutex<Vec<Arc<Session>>>,
+    gdb: Mutex<Option<Arc<gdb::Session>>>,
+    /// The program itself, for sessions to come.
+    this: Weak<Self>,
     events: LoopHandle,
     /// The watch goes before the fd that it is on.
     signal_watch: OnceLock<Watch>,
@@ -43,6 +47,22 @@ struct App {
 impl App {
     fn sessions(&self) -> Vec<Arc<Session>> {
         self.sessions.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn gdb(&self) -> MutexGuard<'_, Option<Arc<gdb::Session>>> {
+        self.gdb.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Does what `--gdb` or `gdbserver` asks for.
+    fn serve_gdb(&self, wish: GdbWish) {
+        let old = self.gdb().take();
+        if let Some(old) = old {
+            old.end();
+        }
+        if let (GdbWish::Serve(port), Some(this)) = (wish, self.this.upgrade()) {
+            let operator: Arc<dyn Operator> = this;
+            *self.gdb() = Some(gdb::Session::new(port, &operator, &self.events));
+        }
     }
 
     fn take_signals(&self) {
@@ -67,13 +87,23 @@ impl Operator for App {
     fn after_command(&self) {
         let mut machine = self.machine();
         let news = machine.take_news();
-        let ending = machine.ending();
+        let (ending, wish) = (machine.ending(), machine.take_gdb_wish());
         drop(machine);
+        if let Some(wish) = wish {
+            self.serve_gdb(wish);
+        }
         let sessions = self.sessions();
         for event in news {
             sessions.iter().for_each(|session| session.event(&event));
         }
-        if ending.is_some() {
+        let gdb = self.gdb().clone();
+        if let Some(gdb) = &gdb {
+            gdb.sync();
+        }
+        if let Some(ending) = ending {
+            if let Some(gdb) = &gdb {
+                gdb.ended(ending.status);
+            }
             self.events.exit();
         }
     }
@@ -111,7 +141,9 @@ pub fn run(config: Config, ready: impl FnOnce()) -> Result<u8, Error> {
     let _pidfile = pidfile.as_deref().map(Pidfile::write).transpose()?;
 
     let fd = signals.as_raw_fd();
-    let app = Arc::new(App {
+    let app = Arc::new_cyclic(|this| App {
+        this: this.clone(),
+        gdb: Mutex::default(),
         machine: Mutex::new(machine),
         requests: requests.clone(),
         sessions: Mutex::default(),
@@ -142,8 +174,8 @@ pub fn run(config: Config, ready: impl FnOnce()) -> Result<u8, Error> {
     ready();
     if !paused {
         app.machine().cont();
-        app.after_command();
     }
+    app.after_command();
     events.run().map_err(Error::host("wait for events"))?;
 
     let machine = app.machine();

@@ -87,6 +87,17 @@ pub struct Cli {
     /// Give the guest a file: name=opt/NAME,file=PATH or ,string=TEXT
     #[arg(long = "fw_cfg", alias = "fw-cfg", value_name = "name=", help_heading = "Machine")]
     pub fw_cfg: Vec<String>,
+    /// A disk: file=FILE,format=raw|qcow2,if=virtio|none,id=,readonly=on,cache=,aio=,discard=unmap,
+    /// snapshot=on,werror=,rerror=,bps=,iops=,serial=
+    #[arg(long, value_name = "file=FILE", help_heading = "Disks")]
+    pub drive: Vec<String>,
+    /// A disk for --device virtio-blk,drive=NAME: driver=qcow2,node-name=NAME,file.filename=FILE
+    #[arg(long, value_name = "driver=,node-name=", help_heading = "Disks")]
+    pub blockdev: Vec<String>,
+    /// All drives write to files that are thrown away
+    #[arg(long, help_heading = "Disks")]
+    pub snapshot: bool,
+
     /// The machine's name
     #[arg(long, value_name = "NAME", help_heading = "Machine")]
     pub name: Option<String>,
@@ -120,6 +131,12 @@ pub struct Cli {
     /// Do not start the vCPUs: the monitor's cont does
     #[arg(short = 'S', help_heading = "Running")]
     pub paused: bool,
+    /// Let gdb attach: tcp::PORT, unix:PATH, stdio, pty or none
+    #[arg(long, value_name = "BACKEND", help_heading = "Running")]
+    pub gdb: Option<String>,
+    /// Let gdb attach on port 1234, as --gdb tcp::1234
+    #[arg(short = 's', conflicts_with = "gdb", help_heading = "Running")]
+    pub gdb_port: bool,
     /// End instead of resetting the machine
     #[arg(long, help_heading = "Running")]
     pub no_reboot: bool,

@@ -2,18 +2,23 @@
 
 use std::fs::File;
 use std::io::{self, Write};
+use std::os::unix::fs::FileExt;
 
 use board::Bus;
 use board::memory::MemoryMap;
+use devices::chardev::BackendSpec;
+use monitor::block::{BlockAction, BlockInfo, BlockStatsReply};
 use monitor::state::{
-    AddressSpace, Assists, Chardev, Cpu, Icount, IoApic, IrqStats, Kvm, LocalApic, MemoryRegion,
-    MemoryTree, PciBus, Pic, RegionKind, Registers, RunState, Version,
+    AddressSpace, Assists, Chardev, Cpu, Dump, HostMemory, Icount, IoApic, IrqStats, Kvm,
+    LocalApic, LogItem, MemoryRegion, MemoryTree, PciBus, Pic, RegionKind, Registers, Rom,
+    RunState, Translation, Version,
 };
 use monitor::virtio::{Balloon, VirtioInfo, VirtioQueue, VirtioStatus};
 use monitor::{Cause, CommandError, Control};
 
+use crate::config::{LOG_ITEMS, LogItems};
 use crate::machine::Machine;
-use crate::{inspect, paging};
+use crate::{block, inspect, paging};
 
 impl Control for Machine {
     fn version(&self) -> Version {
@@ -135,6 +140,85 @@ impl Control for Machine {
         self.memory().read(addr, data).map_err(|_| CommandError::Unmapped(addr))
     }
 
+    fn translate(&mut self, cpu: usize, addr: u64) -> Result<Option<u64>, CommandError> {
+        let state = self.vcpu_state(cpu).map_err(refused)?;
+        Ok(paging::translate(&state, self.memory(), addr))
+    }
+
+    fn walk_pages(
+        &mut self,
+        cpu: usize,
+        visit: &mut dyn FnMut(Translation) -> bool,
+    ) -> Result<bool, CommandError> {
+        let state = self.vcpu_state(cpu).map_err(refused)?;
+        Ok(paging::walk_pages(&state, self.memory(), visit))
+    }
+
+    fn host_memory(&mut self, addr: u64) -> HostMemory {
+        let slots = self.memory().slots().iter();
+        // ROM lies over RAM.
+        let slot = slots.rev().find(|slot| addr.wrapping_sub(slot.start) < slot.size);
+        if let Some(slot) = slot {
+            let address = slot.host + (addr - slot.start);
+            return HostMemory::Ram { name: slot.name.into(), address };
+        }
+        let mut devices = self.mmio().mappings().into_iter();
+        match devices.any(|m| (m.start..=m.end).contains(&addr)) {
+            true => HostMemory::NotRam,
+            false => HostMemory::Nothing,
+        }
+    }
+
+    fn host_physical(&mut self, addr: u64) -> io::Result<u64> {
+        /// Of an entry: the page is in memory; the page's number (proc_pid_pagemap(5)).
+        const PRESENT: u64 = 1 << 63;
+        const NUMBER: u64 = (1 << 55) - 1;
+        let mut entry = [0; 8];
+        File::open("/proc/self/pagemap")?.read_exact_at(&mut entry, addr / 4096 * 8)?;
+        let entry = u64::from_le_bytes(entry);
+        if entry & PRESENT == 0 {
+            return Err(io::Error::other("the page is not in memory"));
+        }
+        if entry & NUMBER == 0 {
+            return Err(io::Error::other("the kernel tells page numbers to root only"));
+        }
+        Ok((entry & NUMBER) * 4096 + addr % 4096)
+    }
+
+    fn log_items(&self) -> Vec<LogItem> {
+        let now = self.log().items();
+        let on = |name| if name == "cpu_reset" { now.cpu_reset } else { now.unimp };
+        LOG_ITEMS.map(|(name, help)| LogItem { name, help, on: on(name) }).into()
+    }
+
+    fn set_log_items(&mut self, names: &[&str]) {
+        let has = |name| names.contains(&name);
+        let unimp = has("unimp") || has("guest_errors");
+        self.log().set_items(LogItems { unimp, cpu_reset: has("cpu_reset") });
+    }
+
+    fn set_log_file(&mut self, path: &str) -> io::Result<()> {
+        if self.config().sandbox {
+            return Err(io::Error::other("--sandbox on lets vmm write no files"));
+        }
+        self.log().set_file(path.as_ref())
+    }
+
+    fn roms(&mut self) -> Vec<Rom> {
+        let slots = self.memory().slots().iter().filter(|slot| slot.readonly);
+        slots
+            .map(|slot| Rom { start: slot.start, size: slot.size, name: slot.name.into() })
+            .collect()
+    }
+
+    fn dump_memory(&mut self, dump: &Dump) -> Result<(), CommandError> {
+        self.dump_core(dump)
+    }
+
+    fn last_dump(&mut self) -> (&'static str, u64) {
+        self.last_core()
+    }
+
     fn port_read(&mut self, port: u16, size: u8) -> u32 {
         let mut data = [0; 4];
         self.pio().read(port.into(), &mut data[..usize::from(size.min(4))]);
@@ -205,18 +289,6 @@ impl Control for Machine {
         }]
     }
 
-    fn pci(&mut self) -> Vec<PciBus> {
-        self.pci_buses()
-    }
-
-    fn device_add(&mut self, text: &str) -> Result<(), CommandError> {
-        Machine::device_add(self, text).map_err(refused)
-    }
-
-    fn device_del(&mut self, id: &str) -> Result<(), CommandError> {
-        Machine::device_del(self, id)
-    }
-
     fn network(&mut self) -> String {
         self.network_text()
     }
@@ -245,6 +317,26 @@ impl Control for Machine {
         Machine::hostfwd_remove(self, netdev, rule).map_err(remark)
     }
 
+    fn block_devices(&mut self) -> Vec<BlockInfo> {
+        block::devices(self.disks())
+    }
+
+    fn block_stats(&mut self) -> Vec<BlockStatsReply> {
+        block::stats(self.disks())
+    }
+
+    fn block_action(&mut self, action: BlockAction) -> Result<(), CommandError> {
+        if self.config().sandbox
+            && matches!(
+                action,
+                BlockAction::Add(_) | BlockAction::Change { .. } | BlockAction::Commit(_)
+            )
+        {
+            return Err(CommandError::Refused("--sandbox on lets vmm open no files".to_owned()));
+        }
+        block::act(self.disks(), action)
+    }
+
     fn virtio_devices(&mut self) -> Vec<VirtioInfo> {
         Machine::virtio_devices(self)
     }
@@ -263,6 +355,27 @@ impl Control for Machine {
 
     fn set_balloon(&mut self, bytes: u64) -> Result<(), CommandError> {
         Machine::set_balloon(self, bytes)
+    }
+
+    fn gdbserver(&mut self, device: &str) -> Result<(), CommandError> {
+        if self.config().sandbox {
+            let why = "--sandbox on lets vmm open no backends: start it with --gdb";
+            return Err(CommandError::Refused(why.to_owned()));
+        }
+        let spec = BackendSpec::parse_gdb(device).map_err(refused)?;
+        self.serve_gdb(&spec).map_err(refused)
+    }
+
+    fn pci(&mut self) -> Vec<PciBus> {
+        self.pci_buses()
+    }
+
+    fn device_add(&mut self, text: &str) -> Result<(), CommandError> {
+        Machine::device_add(self, text).map_err(refused)
+    }
+
+    fn device_del(&mut self, id: &str) -> Result<(), CommandError> {
+        Machine::device_del(self, id)
     }
 
     fn create_file(&mut self, path: &str) -> io::Result<Box<dyn Write>> {

@@ -405,7 +405,8 @@ impl CpuModel {
             let Some((word, bit)) = find(name) else { continue };
             let offered = supported
                 .get(word.function, word.index)
-                .is_some_and(|leaf| *word.register.of(&mut leaf.clone()) & bit != 0);
+                .is_some_and(|leaf| *word.register.of(&mut leaf.clone()) & bit != 0)
+                || on_request(supported, word, bit);
             match (on, cpuid.get_mut(word.function, word.index)) {
                 (true, Some(leaf)) if offered => *word.register.of(leaf) |= bit,
                 (true, _) => return Err(CpuError::Lacking(name.clone())),
@@ -418,8 +419,19 @@ impl CpuModel {
     }
 }
 
-/// Without XSAVE there is no leaf 0xD, and nothing that lives in its components.
+/// MONITOR and MWAIT, which no model has of itself: an idle guest that waits with them keeps a
+/// CPU of the host busy. Leaf 5 says that the accelerator can execute them.
+fn on_request(supported: &Cpuid, word: &Word, bit: u32) -> bool {
+    (word.function, word.register, bit) == (1, Register::Ecx, 1 << 3)
+        && supported.get(5, 0).is_some_and(|leaf| leaf.ebx != 0)
+}
+
+/// Without XSAVE there is no leaf 0xD, and nothing that lives in its components; without MONITOR
+/// there is no leaf 5.
 fn without_orphans(cpuid: &mut Cpuid) {
+    if cpuid.get(1, 0).is_some_and(|leaf| leaf.ecx & 1 << 3 == 0) {
+        cpuid.leaves.retain(|leaf| leaf.function != 5);
+    }
     let xsave = cpuid.get(1, 0).is_some_and(|leaf| leaf.ecx & 1 << 26 != 0);
     if !xsave {
         cpuid.leaves.retain(|leaf| leaf.function != 0xD);
@@ -560,6 +572,23 @@ mod tests {
     fn without_xsave_its_leaf_goes_too() {
         assert!(select("host").get(0xD, 1).is_some());
         assert!(select("host,-xsave").get(0xD, 1).is_none());
+    }
+
+    #[test]
+    fn monitor_is_there_on_request_where_it_can_be() {
+        let monitor = |cpuid: &Cpuid| cpuid.get(1, 0).unwrap().ecx >> 3 & 1;
+        let one = CpuidLeaf { function: 1, ..Default::default() };
+        let five = CpuidLeaf { function: 5, eax: 64, ebx: 64, ..Default::default() };
+        let able = Cpuid { leaves: vec![one, five] };
+        let select = |text: &str, from| text.parse::<CpuModel>().unwrap().select(from);
+        let plain = select("max", &able).unwrap();
+        assert_eq!((monitor(&plain), plain.get(5, 0)), (0, None));
+        for text in ["max,+monitor", "x86-64-v2,+monitor"] {
+            let with = select(text, &able).unwrap();
+            assert_eq!((monitor(&with), with.get(5, 0).unwrap().ebx), (1, 64));
+        }
+        let lacking = select("max,+monitor", &Cpuid { leaves: vec![one] });
+        assert_eq!(lacking.unwrap_err(), CpuError::Lacking("monitor".into()));
     }
 
     #[test]

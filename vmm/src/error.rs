@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use board::AccelError;
 use board::bus::Overlap;
 use board::memory::MemoryError;
+use devices::block::BlockError;
 use devices::chardev::ChardevError;
 use devices::chip::fw_cfg::FwCfgError;
 use devices::net::NetError;
@@ -28,6 +29,8 @@ pub enum Error {
     Memory(#[from] MemoryError),
     #[error(transparent)]
     Boot(#[from] BootError),
+    #[error(transparent)]
+    Block(#[from] BlockError),
     #[error(transparent)]
     Chardev(#[from] ChardevError),
     /// A network.

@@ -3,6 +3,7 @@
 pub mod accel;
 pub mod acpi;
 pub mod app;
+mod block;
 pub mod boot;
 pub mod cli;
 pub mod config;
@@ -12,6 +13,7 @@ pub mod cpuid;
 pub mod daemon;
 pub mod doorbell;
 mod error;
+pub mod gdb;
 pub mod inspect;
 #[cfg(feature = "kvm")]
 pub mod kvm;

@@ -3,35 +3,70 @@
 use std::fs::File;
 use std::io::Write;
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use board::bus::Unclaimed;
 
+use crate::config::LogItems;
 use crate::{Error, report};
 
 /// Where the log goes.
 pub struct Log {
-    /// `-D`; stderr without it.
-    file: Option<File>,
+    /// `-D` or `logfile`; stderr without them.
+    file: Mutex<Option<File>>,
+    /// [`LogItems::unimp`] and [`LogItems::cpu_reset`].
+    unimp: AtomicBool,
+    cpu_reset: AtomicBool,
     rate: Mutex<Rate>,
 }
 
 impl Log {
-    /// A log in the file `path`, which is made anew, or on stderr.
+    /// A log of `items` in the file `path`, which is made anew, or on stderr.
     ///
     /// # Errors
     /// When the file cannot be written.
-    pub fn open(path: Option<&Path>) -> Result<Arc<Self>, Error> {
+    pub fn open(path: Option<&Path>, items: LogItems) -> Result<Arc<Self>, Error> {
         let create = |path: &Path| {
             File::create(path).map_err(|cause| Error::Write { path: path.to_owned(), cause })
         };
-        Ok(Arc::new(Self { file: path.map(create).transpose()?, rate: Mutex::default() }))
+        let file = Mutex::new(path.map(create).transpose()?);
+        let (unimp, cpu_reset) = (items.unimp.into(), items.cpu_reset.into());
+        Ok(Arc::new(Self { file, unimp, cpu_reset, rate: Mutex::default() }))
+    }
+
+    /// What is logged.
+    pub fn items(&self) -> LogItems {
+        LogItems {
+            unimp: self.unimp.load(Ordering::Relaxed),
+            cpu_reset: self.cpu_reset.load(Ordering::Relaxed),
+        }
+    }
+
+    /// What is logged from now on.
+    pub fn set_items(&self, items: LogItems) {
+        self.unimp.store(items.unimp, Ordering::Relaxed);
+        self.cpu_reset.store(items.cpu_reset, Ordering::Relaxed);
+    }
+
+    /// Goes on in the file `path`, which is made anew.
+    ///
+    /// # Errors
+    /// The host's; then it goes on where it was.
+    pub fn set_file(&self, path: &Path) -> std::io::Result<()> {
+        let file = File::create(path)?;
+        *self.file.lock().unwrap_or_else(PoisonError::into_inner) = Some(file);
+        Ok(())
     }
 
     /// Adds one line or more.
     pub fn write(&self, text: &str) {
-        let Some(mut file) = self.file.as_ref() else { return report::log(text) };
+        let file = self.file.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(mut file) = file.as_ref() else {
+            drop(file);
+            return report::log(text);
+        };
         // In one piece, so that threads do not mix their lines. A full disk is no reason to stop
         // the guest.
         let _ = file.write_all(format!("{}\n", text.trim_end()).as_bytes());
@@ -40,6 +75,9 @@ impl Log {
     /// Adds an access to `address` of the space that is called `space` ("port", "address"), where
     /// no device is. Of a flood of them some are only counted.
     pub fn unclaimed(&self, space: &str, address: u64, access: Unclaimed) {
+        if !self.unimp.load(Ordering::Relaxed) {
+            return;
+        }
         let admission =
             self.rate.lock().unwrap_or_else(PoisonError::into_inner).admit(Instant::now());
         let Some(left_out) = admission else { return };
@@ -106,7 +144,10 @@ mod tests {
     #[test]
     fn accesses_are_told_in_words() {
         let path = std::env::temp_dir().join(format!("vmm-log-{}", std::process::id()));
-        let log = Log::open(Some(&path)).unwrap();
+        let log = Log::open(Some(&path), LogItems::default()).unwrap();
+        log.unclaimed("port", 0x81, Unclaimed::Read(1));
+        log.set_items(LogItems { unimp: true, cpu_reset: false });
+        assert!(log.items().unimp);
         log.unclaimed("port", 0x80, Unclaimed::Read(1));
         log.unclaimed("address", 0xFEDC_0000, Unclaimed::Write(&[0x34, 0x12]));
         log.write("two\nlines\n");
@@ -133,7 +174,10 @@ mod tests {
 
     #[test]
     fn a_file_that_cannot_be_made_is_an_error() {
-        let error = Log::open(Some(Path::new("/nonexistent/log"))).err().unwrap().to_string();
+        let error = Log::open(Some(Path::new("/nonexistent/log")), LogItems::default())
+            .err()
+            .unwrap()
+            .to_string();
         assert!(error.contains("/nonexistent/log") && error.contains("check"), "{error}");
     }
 }

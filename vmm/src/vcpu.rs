@@ -11,7 +11,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, mpsc};
 use std::thread::{self, JoinHandle};
 
 use board::accel::{InternalError, Space};
-use board::{AccelError, Bus, CpuIo, Exit, Kicker, Vcpu};
+use board::{AccelError, Bus, CpuIo, Exit, Kicker, Trap, Vcpu};
 
 use crate::doorbell::DoorbellTable;
 
@@ -24,6 +24,8 @@ pub enum VcpuEvent {
     InternalError(InternalError),
     /// A call into the host failed.
     Failed(AccelError),
+    /// Something that the debugger asked for.
+    Debug(Trap),
 }
 
 /// The PICs as the boot vCPU sees them.
@@ -81,6 +83,8 @@ struct Gate {
     /// Something has come up that the main loop has to see to before the guest goes on.
     held: bool,
     quit: bool,
+    /// vCPUs that the debugger keeps where they are while others run.
+    frozen: Vec<bool>,
     /// vCPUs that are in the guest, or about to be.
     running: usize,
     jobs: Vec<VecDeque<Job>>,
@@ -116,7 +120,7 @@ impl Shared {
             if gate.quit {
                 return Next::Quit;
             }
-            if gate.run && !gate.held {
+            if gate.run && !gate.held && !gate.frozen[index] {
                 gate.running += 1;
                 self.seats[index].attention.store(false, Ordering::SeqCst);
                 return Next::Run;
@@ -175,6 +179,7 @@ impl Vcpus {
             run: false,
             held: false,
             quit: false,
+            frozen: vec![false; vcpus.len()],
             running: 0,
             jobs: vcpus.iter().map(|_| VecDeque::new()).collect(),
         };
@@ -233,6 +238,11 @@ impl Vcpus {
         gate.held = false;
         drop(gate);
         self.shared.changed.notify_all();
+    }
+
+    /// Which vCPUs stay where they are while the others run. To be called while all are parked.
+    pub fn freeze(&self, frozen: Vec<bool>) {
+        self.shared.gate().frozen = frozen;
     }
 
     /// Parks the vCPUs and returns when all are. A hold ends too: nobody runs.
@@ -296,7 +306,8 @@ fn live(mut vcpu: Box<dyn Vcpu>, index: usize, shared: &Shared, wiring: &Wiring)
             Next::Run => {
                 let event = match vcpu.run(&io) {
                     // Halted: an accelerator with a local APIC of its own waits in `run`.
-                    Ok(Exit::Kicked | Exit::Halted | Exit::Debug { .. }) => continue,
+                    Ok(Exit::Kicked | Exit::Halted) => continue,
+                    Ok(Exit::Debug(trap)) => VcpuEvent::Debug(trap),
                     Ok(Exit::Shutdown) => VcpuEvent::Shutdown,
                     Ok(Exit::InternalError(error)) => VcpuEvent::InternalError(error),
                     Err(error) => VcpuEvent::Failed(error),

@@ -15,8 +15,30 @@ use crate::mmu::walk::{Access, Kind};
 pub(crate) struct Event {
     pub(crate) vector: u8,
     pub(crate) error: Option<u32>,
-    /// INT n, INT3 or INTO: the gate's DPL counts, and error codes have no EXT bit.
-    pub(crate) soft: bool,
+    pub(crate) source: Source,
+    /// A fault, other than that of an instruction breakpoint: the frame has RF set.
+    pub(crate) fault: bool,
+}
+
+/// Where an event comes from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Source {
+    /// An interrupt, an exception, or INT1: error codes have the EXT bit.
+    Hardware,
+    /// INT3 or INTO: the gate's DPL counts.
+    Trap,
+    /// INT n: the gate's DPL counts, and in virtual-8086 mode IOPL and the redirection bitmap.
+    IntN,
+}
+
+impl Event {
+    fn soft(&self) -> bool {
+        self.source != Source::Hardware
+    }
+
+    fn ext(&self) -> u32 {
+        u32::from(!self.soft())
+    }
 }
 
 /// A stack to push a frame on, apart from the one in use.
@@ -27,6 +49,8 @@ struct Frame {
     /// The frame is pushed in 64-bit mode, without segment checks.
     flat: bool,
     access: Access,
+    /// Error code of the #SS where it does not fit.
+    error: u32,
 }
 
 impl Frame {
@@ -46,12 +70,12 @@ impl Frame {
             let down = cpu.protected() && !cpu.v86() && self.stack.kind() & 4 != 0;
             let inside = if down { sp > limit } else { sp + self.size - 1 <= limit };
             if !inside {
-                return cpu.raise_error(vector::SS, 0);
+                return cpu.raise_error(vector::SS, self.error);
             }
             self.stack.base.wrapping_add(sp) & 0xFFFF_FFFF
         };
         if self.flat && !cpu.canonical(linear) {
-            return cpu.raise_error(vector::SS, 0);
+            return cpu.raise_error(vector::SS, self.error);
         }
         cpu.write_as(linear, &value.to_le_bytes()[..self.size as usize], self.access)?;
         self.sp = self.sp & !mask(width) | sp;
@@ -69,7 +93,9 @@ impl Cpu {
         let mut current = exception;
         loop {
             self.exception_effects(&current);
-            let event = Event { vector: current.vector, error: current.error, soft: false };
+            let (vector, error) = (current.vector, current.error);
+            let fault = current.is_fault();
+            let event = Event { vector, error, source: Source::Hardware, fault };
             if self.deliver(event).is_ok() {
                 return Ok(());
             }
@@ -82,7 +108,7 @@ impl Cpu {
     /// # Errors
     /// With `stop` at [`Why::Shutdown`]: a triple fault.
     pub(crate) fn deliver_interrupt(&mut self, vector: u8) -> Res {
-        match self.deliver(Event { vector, error: None, soft: false }) {
+        match self.deliver(Event { vector, error: None, source: Source::Hardware, fault: false }) {
             Ok(()) => Ok(()),
             Err(Stop) => match self.stop.take() {
                 Some(Why::Exception(exception)) => self.deliver_exception(exception),
@@ -128,6 +154,7 @@ impl Cpu {
     /// An exception of the delivery itself.
     pub(crate) fn deliver(&mut self, event: Event) -> Res {
         self.next_rip = self.rip;
+        self.in_new_task = false;
         // What the last block wanted to go on with is not what comes next.
         self.link = None;
         let result = if !self.protected() {
@@ -150,35 +177,37 @@ impl Cpu {
             return self.gp(0);
         }
         let entry = self.load_system(self.idt.base.wrapping_add(at), 4)?;
-        self.frame_real(entry)
+        let flags = self.flags.get();
+        self.frame_real(entry, flags, bit::IF | bit::TF | bit::AC)
     }
 
-    /// Pushes FLAGS, CS and IP, 16 bits each, and goes to the far pointer `entry`.
-    fn frame_real(&mut self, entry: u64) -> Res {
-        let mut frame = self.current_frame(2);
-        frame.push(self, self.flags.get())?;
+    /// Pushes `flags`, CS and IP, 16 bits each, clears `clear` and goes to the far pointer `entry`.
+    fn frame_real(&mut self, entry: u64, flags: u64, clear: u64) -> Res {
+        let mut frame = self.current_frame(2, 0);
+        frame.push(self, flags)?;
         frame.push(self, u64::from(self.segs[seg::CS].selector))?;
         frame.push(self, self.rip)?;
         self.set_reg(RSP, 2, frame.sp);
-        self.flags.rest &= !(bit::IF | bit::TF | bit::AC);
+        self.flags.rest &= !clear;
         self.load_real(seg::CS, (entry >> 16) as u16);
         self.rip = entry & 0xFFFF;
         Ok(())
     }
 
-    fn current_frame(&self, size: u64) -> Frame {
+    fn current_frame(&self, size: u64, error: u32) -> Frame {
         Frame {
             stack: self.segs[seg::SS],
             sp: self.regs[RSP],
             size,
             flat: self.long() && self.bits == Bits::B64,
             access: Access { user: self.cpl == 3, ..self.system_access(true) },
+            error,
         }
     }
 
     /// Reads the gate for `event` and checks what is common to all modes.
     fn gate(&mut self, event: &Event, size: u64) -> Res<Descriptor> {
-        let ext = u32::from(!event.soft);
+        let ext = event.ext();
         let error = u32::from(event.vector) * 8 + 2;
         let at = u64::from(event.vector) * size;
         if at + size - 1 > u64::from(self.idt.limit) {
@@ -193,7 +222,7 @@ impl Cpu {
             5..=7 => size == 8,
             _ => false,
         };
-        if gate.s() || !legal || event.soft && gate.dpl() < self.cpl {
+        if gate.s() || !legal || event.soft() && gate.dpl() < self.cpl {
             return self.gp(error | ext);
         }
         if !gate.present() {
@@ -227,9 +256,9 @@ impl Cpu {
     }
 
     fn deliver_protected(&mut self, event: Event) -> Res {
-        let ext = u32::from(!event.soft);
+        let ext = event.ext();
         if self.v86()
-            && event.soft
+            && event.source == Source::IntN
             && let Some(done) = self.redirect_v86(&event)?
         {
             return done;
@@ -252,9 +281,9 @@ impl Cpu {
             let (ss, sp) = self.tss_stack(cpl, ext)?;
             let stack = self.stack_segment(ss, cpl, vector::TS, ext)?;
             let access = Access { user: cpl == 3, ..self.system_access(true) };
-            Frame { stack, sp, size, flat: false, access }
+            Frame { stack, sp, size, flat: false, access, error: u32::from(ss & !3) | ext }
         } else {
-            self.current_frame(size)
+            self.current_frame(size, ext)
         };
         let v86 = self.v86();
         // The frame is a supervisor's even when it interrupts virtual-8086 code.
@@ -293,7 +322,7 @@ impl Cpu {
     }
 
     fn deliver_long(&mut self, event: Event) -> Res {
-        let ext = u32::from(!event.soft);
+        let ext = event.ext();
         let gate = self.gate(&event, 16)?;
         let g = gate.gate();
         let (code, cpl) = self.handler(g.selector, ext)?;
@@ -310,8 +339,8 @@ impl Cpu {
             return self.raise_error(vector::SS, ext);
         }
         let access = Access { user: cpl == 3, ..self.system_access(true) };
-        let mut frame =
-            Frame { stack: self.segs[seg::SS], sp: sp & !15, size: 8, flat: true, access };
+        let stack = self.segs[seg::SS];
+        let mut frame = Frame { stack, sp: sp & !15, size: 8, flat: true, access, error: ext };
         frame.push(self, u64::from(old.0))?;
         frame.push(self, old.1)?;
         frame.push(self, self.pushed_flags(&event))?;
@@ -335,13 +364,7 @@ impl Cpu {
     /// RFLAGS for the frame: RF is set when a fault is delivered, so that the instruction is not
     /// stopped by its own breakpoint again.
     fn pushed_flags(&self, event: &Event) -> u64 {
-        let fault = event.vector < 32
-            && !event.soft
-            && !matches!(
-                event.vector,
-                vector::DB | vector::NMI | vector::BP | vector::OF | vector::DF | 18
-            );
-        self.flags.get() | if fault { bit::RF } else { 0 }
+        self.flags.get() | if event.fault { bit::RF } else { 0 }
     }
 
     fn enter_handler(&mut self, code: Segment, cpl: u8, interrupt_gate: bool, rip: u64) {
@@ -355,23 +378,30 @@ impl Cpu {
 
     /// With VME, INT n of virtual-8086 code can go to its own table (SDM vol. 3, 21.3).
     fn redirect_v86(&mut self, event: &Event) -> Res<Option<Res>> {
-        // INT3 and INTO are never redirected here: they come with `vector` 3 and 4.
         let vme = self.cr4 & cr4::VME != 0;
-        if matches!(event.vector, 3 | 4) {
-            return Ok(None);
-        }
         let redirected = vme && {
             let map = self.tss_load(102, 2, 0)?;
             let bit = u64::from(event.vector);
             let at = map.wrapping_sub(32) + bit / 8;
-            at < u64::from(self.segs[seg::TR].limit)
+            at <= u64::from(self.segs[seg::TR].limit)
                 && self.tss_load(at, 1, 0)? >> (bit & 7) & 1 == 0
         };
         if !redirected {
             return if self.iopl() < 3 { self.gp(0) } else { Ok(None) };
         }
         let entry = self.load_system(u64::from(event.vector) * 4, 4)?;
-        Ok(Some(self.frame_real(entry)))
+        let flags = self.flags.get();
+        Ok(Some(if self.iopl() == 3 {
+            self.frame_real(entry, flags, bit::IF | bit::TF)
+        } else {
+            let shown = self.virtual_flags(flags);
+            self.frame_real(entry, shown, bit::VIF | bit::TF)
+        }))
+    }
+
+    /// FLAGS as virtual-8086 code below IOPL 3 sees them with VME: VIF in place of IF, and IOPL 3.
+    pub(crate) fn virtual_flags(&self, flags: u64) -> u64 {
+        flags & !bit::IF | bit::IOPL | if flags & bit::VIF != 0 { bit::IF } else { 0 }
     }
 
     /// Reads a field of the TSS; #TS if it lies beyond the limit.

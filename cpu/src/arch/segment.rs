@@ -153,7 +153,7 @@ impl Cpu {
         self.segs[i] = if i == seg::SS {
             self.stack_segment(selector, self.cpl, vector::GP, 0)?
         } else {
-            self.data_segment(selector)?
+            self.data_segment(selector, vector::GP, 0)?
         };
         Ok(())
     }
@@ -174,19 +174,19 @@ impl Cpu {
         }
     }
 
-    /// What DS, ES, FS or GS holds for `selector`.
-    fn data_segment(&mut self, selector: u16) -> Res<Segment> {
+    /// What DS, ES, FS or GS holds for `selector`; `fault` is raised for a bad one.
+    pub(crate) fn data_segment(&mut self, selector: u16, fault: u8, ext: u32) -> Res<Segment> {
         if selector & !3 == 0 {
             return Ok(null(selector));
         }
-        let error = u32::from(selector & !3);
-        let mut d = self.descriptor(selector, vector::GP, 0)?;
+        let error = u32::from(selector & !3) | ext;
+        let mut d = self.descriptor(selector, fault, ext)?;
         let rpl = (selector & 3) as u8;
         let code = d.is_code();
         let readable = d.s() && (!code || d.kind() & 2 != 0);
         let conforming = code && d.conforming();
         if !readable || !conforming && (rpl > d.dpl() || self.cpl > d.dpl()) {
-            return self.gp(error);
+            return self.raise_error(fault, error);
         }
         if !d.present() {
             return self.raise_error(vector::NP, error);

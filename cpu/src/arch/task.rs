@@ -134,11 +134,13 @@ impl Cpu {
         self.rip = eip;
         self.next_rip = eip;
         self.debug.control &= !0x155;
-        self.load_task_segments(&selectors, ldt, ext)?;
+        let mut result = self.load_task_segments(&selectors, ldt, ext);
         self.update_mode();
-        if eip > u64::from(self.segs[seg::CS].limit) {
-            return self.gp(ext);
+        if result.is_ok() && eip > u64::from(self.segs[seg::CS].limit) {
+            result = self.gp(ext);
         }
+        self.in_new_task = result.is_err();
+        result?;
         if trap {
             self.watch_hit |= 1 << 15;
         }
@@ -206,10 +208,7 @@ impl Cpu {
             if selector & !3 == 0 {
                 continue;
             }
-            if self.find_descriptor(selector)?.is_none() {
-                return self.raise_error(vector::TS, ts(selector));
-            }
-            self.load_segment(i, selector)?;
+            self.segs[i] = self.data_segment(selector, vector::TS, ext)?;
         }
         Ok(())
     }

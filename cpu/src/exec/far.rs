@@ -3,10 +3,10 @@
 use iced_x86::{Code, Instruction, Mnemonic, OpKind};
 
 use super::{Exec, control};
-use crate::arch::interrupt::Event;
+use crate::arch::interrupt::{Event, Source};
 use crate::arch::segment::Descriptor;
 use crate::arch::task::Cause;
-use crate::cpu::{Bits, Cpu, RCX, RDX, RSP, cr4, efer, seg};
+use crate::cpu::{BS, Bits, Cpu, RCX, RDX, RSP, cr4, efer, seg};
 use crate::fault::{Res, vector};
 use crate::flags::bit;
 use crate::int::mask;
@@ -21,14 +21,10 @@ pub(super) fn find(instr: &Instruction) -> Option<Exec> {
         M::Call => control::call,
         M::Retf => retf,
         M::Iret | M::Iretd | M::Iretq => iret,
-        M::Int => |cpu, i| software(cpu, i.immediate8()),
-        M::Int3 => |cpu, _| trap(cpu, vector::BP),
-        M::Into => |cpu, _| if cpu.flags.of() { trap(cpu, vector::OF) } else { Ok(()) },
-        M::Int1 => |cpu, _| {
-            // Unlike INT n, it is not subject to the gate's DPL, and it is a trap.
-            cpu.rip = cpu.next_rip;
-            cpu.deliver(Event { vector: vector::DB, error: None, soft: false })
-        },
+        M::Int => |cpu, i| raise_soft(cpu, i.immediate8(), Source::IntN),
+        M::Int3 => |cpu, _| raise_soft(cpu, vector::BP, Source::Trap),
+        M::Into => into,
+        M::Int1 => icebp,
         M::Syscall => syscall,
         M::Sysret | M::Sysretq => sysret,
         M::Sysenter => sysenter,
@@ -37,23 +33,28 @@ pub(super) fn find(instr: &Instruction) -> Option<Exec> {
     })
 }
 
-/// INT3 and INTO: raised with RIP behind the instruction, subject to the gate's DPL.
-fn trap(cpu: &mut Cpu, vector: u8) -> Res {
-    raise_soft(cpu, vector)
+fn into(cpu: &mut Cpu, _: &Instruction) -> Res {
+    if cpu.flags.of() { raise_soft(cpu, vector::OF, Source::Trap) } else { Ok(()) }
 }
 
-fn software(cpu: &mut Cpu, vector: u8) -> Res {
-    raise_soft(cpu, vector)
+/// INT1: unlike INT n, it is not subject to the gate's DPL. DR6 does not show it.
+fn icebp(cpu: &mut Cpu, _: &Instruction) -> Res {
+    raise_soft(cpu, vector::DB, Source::Hardware)?;
+    // Whatever enters the handler of #DB ends general detect.
+    cpu.debug.control &= !(1 << 13);
+    Ok(())
 }
 
-fn raise_soft(cpu: &mut Cpu, vector: u8) -> Res {
+/// An interrupt with RIP behind the instruction. It clears TF, so that no single step follows.
+fn raise_soft(cpu: &mut Cpu, vector: u8, source: Source) -> Res {
     let at = cpu.rip;
     cpu.rip = cpu.next_rip;
-    let result = cpu.deliver(Event { vector, error: None, soft: true });
-    if result.is_err() {
-        // A fault of the delivery is one of the INT instruction.
+    let result = cpu.deliver(Event { vector, error: None, source, fault: false });
+    // A fault of the delivery is one of the instruction, unless it arose in a new task.
+    if result.is_err() && !cpu.in_new_task {
         cpu.rip = at;
     }
+    cpu.step_trap = false;
     result
 }
 
@@ -475,6 +476,8 @@ fn syscall(cpu: &mut Cpu, _: &Instruction) -> Res {
     cpu.regs[RCX] = cpu.next_rip;
     cpu.regs[11] = cpu.flags.get() & !bit::RF;
     cpu.flags.set(cpu.flags.get() & !(cpu.msrs.fmask | bit::RF));
+    // Whether a single step traps is decided by TF as FMASK leaves it.
+    cpu.step_trap &= cpu.flags.rest & bit::TF != 0;
     cpu.enter_flat(selector, selector + 8, 0, true);
     cpu.next_rip = cpu.msrs.lstar;
     Ok(())
@@ -494,6 +497,11 @@ fn sysret(cpu: &mut Cpu, instr: &Instruction) -> Res {
     let code = selector.wrapping_add(if long { 16 } else { 0 }) | 3;
     let change = bit::ALL & !(bit::RF | bit::VM);
     cpu.flags.set(cpu.regs[11] & change);
+    // A step that was masked at SYSCALL traps here, as if SYSCALL had just ended.
+    cpu.step_trap = false;
+    if cpu.flags.rest & bit::TF != 0 {
+        cpu.watch_hit |= BS;
+    }
     cpu.enter_flat(code, selector.wrapping_add(8) | 3, 3, long);
     cpu.next_rip = if long { to } else { to & 0xFFFF_FFFF };
     Ok(())

@@ -115,7 +115,7 @@ fn pushf(cpu: &mut Cpu, instr: &Instruction) -> Res {
             return cpu.gp(0);
         }
         // Virtual interrupts: VIF shows in place of IF, and IOPL as 3.
-        v = v & !bit::IF | bit::IOPL | if v & bit::VIF != 0 { bit::IF } else { 0 };
+        v = cpu.virtual_flags(v);
     }
     cpu.push(size, v)
 }

@@ -106,6 +106,8 @@ fn run(cpu: &mut Cpu, instr: &Instruction, size: u64, step: Step) -> Res {
             return Ok(());
         }
         if single || cpu.watch_hit != 0 || cpu.mailbox.attention.load(Ordering::Relaxed) {
+            // Whatever comes between two iterations saves RF set.
+            cpu.flags.rest |= bit::RF;
             cpu.stop = Some(Why::Again);
             return Err(Stop);
         }
@@ -139,7 +141,9 @@ impl Run {
     /// Elements from the one at `linear` on that can be done in one go: they run upwards, stay in
     /// the page, and (outside 64-bit mode, where limits are checked one by one) are one.
     fn stretch(&self, cpu: &Cpu, linear: u64) -> u64 {
-        if cpu.flags.rest & bit::DF != 0 || self.most == 1 || cpu.debug.control & 0xFF != 0 {
+        let watched =
+            cpu.debug.control & 0xFF != 0 || cpu.checks_alignment() || cpu.debugger.watching;
+        if cpu.flags.rest & (bit::DF | bit::TF) != 0 || self.most == 1 || watched {
             return 1;
         }
         if cpu.bits != crate::cpu::Bits::B64 {

@@ -16,7 +16,7 @@ pub(super) fn find(mnemonic: Mnemonic) -> Option<Exec> {
         M::Cli => |cpu, _| control::interrupt_flag(cpu, false),
         M::Sti => |cpu, _| control::interrupt_flag(cpu, true),
         M::Hlt => hlt,
-        M::Monitor => |cpu, _| cpu.ring0(),
+        M::Monitor => monitor,
         M::Mwait => mwait,
         M::Lmsw => lmsw,
         M::Smsw => smsw,
@@ -132,6 +132,12 @@ impl Cpu {
         Ok(())
     }
 
+    /// CR0, CR3 or CR4 has changed so much that nothing that is cached is good.
+    pub(crate) fn new_address_space(&mut self) {
+        let pcide = self.cr4 & cr4::PCIDE != 0;
+        self.tlb.begin(if pcide { (self.cr3 & 0xFFF) as u16 } else { 0 });
+    }
+
     /// Writes CR0 with all checks and effects.
     pub(crate) fn set_cr0(&mut self, value: u64) -> Res {
         const KNOWN: u64 = cr0::PE
@@ -155,15 +161,17 @@ impl Cpu {
         let old = self.cr0;
         let paging = (old ^ value) & cr0::PG != 0;
         if paging && value & cr0::PG != 0 {
-            if self.efer & efer::LME != 0 {
-                if self.cr4 & cr4::PAE == 0 || self.segs[seg::CS].long() {
-                    return self.gp(0);
-                }
-            } else if self.cr4 & cr4::PAE != 0 {
-                self.load_pdptrs(self.cr3)?;
+            let long = self.efer & efer::LME != 0;
+            if long && (self.cr4 & cr4::PAE == 0 || self.segs[seg::CS].long()) {
+                return self.gp(0);
             }
         } else if paging && (self.bits == Bits::B64 || self.cr4 & cr4::PCIDE != 0) {
             return self.gp(0);
+        }
+        let reloads = (old ^ value) & (cr0::CD | cr0::NW | cr0::PG) != 0;
+        let long = self.efer & efer::LME != 0;
+        if reloads && value & cr0::PG != 0 && self.cr4 & cr4::PAE != 0 && !long {
+            self.load_pdptrs(self.cr3)?;
         }
         self.cr0 = value;
         if paging {
@@ -217,7 +225,7 @@ impl Cpu {
         }
         let paging =
             cr4::PSE | cr4::PAE | cr4::PGE | cr4::PCIDE | cr4::SMEP | cr4::SMAP | cr4::LA57;
-        if changed & (cr4::PAE | cr4::PSE | cr4::PGE) != 0
+        if changed & (cr4::PAE | cr4::PSE | cr4::PGE | cr4::SMEP) != 0
             && self.cr0 & cr0::PG != 0
             && value & cr4::PAE != 0
             && !self.long()
@@ -226,7 +234,7 @@ impl Cpu {
         }
         self.cr4 = value;
         if changed & paging != 0 {
-            self.tlb.flush_all();
+            self.new_address_space();
         }
         self.update_mode();
         Ok(())
@@ -252,8 +260,8 @@ impl Cpu {
         }
         match n {
             0..=3 => self.debug.address[n] = value,
-            4 | 6 => self.debug.status = value & 0x1_E00F | 0xFFFE_0FF0,
-            _ => self.debug.control = value & 0xFFFF_2FFF & !0xD000 | 0x400 | value & 0x2000,
+            4 | 6 => self.debug.status = value & 0xE00F | 0xFFFF_0FF0,
+            _ => self.debug.control = value & 0xFFFF_23FF | 0x400,
         }
         self.tlb.flush_all();
         Ok(())
@@ -273,9 +281,37 @@ fn hlt(cpu: &mut Cpu, _: &Instruction) -> Res {
     Ok(())
 }
 
+/// MONITOR checks its byte; nothing is armed, since MWAIT does not wait.
+fn monitor(cpu: &mut Cpu, instr: &Instruction) -> Res {
+    if cpu.cpl != 0 {
+        return cpu.ud();
+    }
+    // There are no extensions.
+    if cpu.reg(RCX, 4) != 0 {
+        return cpu.gp(0);
+    }
+    let size = match instr.op0_register() {
+        Register::AX => 2,
+        Register::EAX => 4,
+        _ => 8,
+    };
+    let segment = match instr.segment_prefix() {
+        Register::None => seg::DS,
+        register => segment_number(register),
+    };
+    let linear = cpu.linear(segment, cpu.reg(RAX, size), 1, false)?;
+    cpu.load_n(linear, 1)?;
+    Ok(())
+}
+
 /// MWAIT is a hint; it ends as soon as it begins, but lets other threads run.
 fn mwait(cpu: &mut Cpu, _: &Instruction) -> Res {
-    cpu.ring0()?;
+    if cpu.cpl != 0 {
+        return cpu.ud();
+    }
+    if cpu.reg(RCX, 4) != 0 {
+        return cpu.gp(0);
+    }
     std::thread::yield_now();
     Ok(())
 }
@@ -310,7 +346,7 @@ fn invlpg(cpu: &mut Cpu, instr: &Instruction) -> Res {
     cpu.ring0()?;
     let offset = cpu.offset(instr);
     let linear = offset.wrapping_add(cpu.seg_base[segment_number(instr.memory_segment())]);
-    cpu.tlb.flush_page(linear);
+    cpu.tlb.flush_page(cpu.wrap(linear));
     cpu.flushed = true;
     Ok(())
 }
@@ -323,8 +359,8 @@ fn invpcid(cpu: &mut Cpu, instr: &Instruction) -> Res {
     cpu.read_bytes(at, &mut bytes)?;
     let descriptor = u128::from_le_bytes(bytes);
     let (pcid, linear) = (descriptor as u64, (descriptor >> 64) as u64);
-    let bad_pcid = pcid >> 12 != 0 || pcid != 0 && cpu.cr4 & cr4::PCIDE == 0;
-    if kind > 3 || kind < 2 && bad_pcid || kind == 0 && !cpu.canonical(linear) {
+    let bad_pcid = kind < 2 && pcid != 0 && cpu.cr4 & cr4::PCIDE == 0;
+    if kind > 3 || pcid >> 12 != 0 || bad_pcid || kind == 0 && !cpu.canonical(linear) {
         return cpu.gp(0);
     }
     match kind {

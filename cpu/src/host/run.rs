@@ -113,7 +113,7 @@ impl Cpu {
                 let v = self.load_n(linear, size)?;
                 self.vector.context.memory[..8].copy_from_slice(&v.to_le_bytes());
             }
-            16 if linear & 0xFFF <= 0xFF0 => {
+            16 if linear & 0xFFF <= 0xFF0 && !self.checks_alignment() => {
                 let (low, high): (u64, u64) = (self.load(linear)?, self.load(linear + 8)?);
                 self.vector.context.memory[..8].copy_from_slice(&low.to_le_bytes());
                 self.vector.context.memory[8..16].copy_from_slice(&high.to_le_bytes());
@@ -133,7 +133,7 @@ impl Cpu {
         let word = |at: usize| u64::from_le_bytes(std::array::from_fn(|i| data[at + i]));
         match size {
             1 | 2 | 4 | 8 => self.store_n(linear, size, word(0)),
-            16 if linear & 0xFFF <= 0xFF0 => {
+            16 if linear & 0xFFF <= 0xFF0 && !self.checks_alignment() => {
                 self.store(linear, word(0))?;
                 self.store(linear + 8, word(8))
             }

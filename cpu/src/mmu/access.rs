@@ -138,6 +138,10 @@ impl Cpu {
     pub(crate) fn read_as(&mut self, linear: u64, data: &mut [u8], access: Access) -> Res {
         let linear = self.wrap(linear);
         self.watch(linear, data.len() as u64, access.kind);
+        if self.debugger.watching && access.kind == Kind::Write {
+            // What is read here is written next.
+            self.debugger_watch(linear, data.len() as u64, Kind::Read);
+        }
         let first = self.room(linear).min(data.len());
         let place = self.translate(linear, access)?;
         if first < data.len() {
@@ -189,18 +193,26 @@ impl Cpu {
         Ok(())
     }
 
-    /// Raises #AC for a misaligned word, doubleword or quadword where that is checked. Larger
-    /// operands have rules of their own.
+    /// Raises #AC for a misaligned operand where that is checked (SDM vol. 3, table 6-7). What the
+    /// table leaves to the processor (unaligned vectors) is as AMD's processors do it: 16 bytes.
     fn check_alignment(&mut self, linear: u64, size: usize, access: Access) -> Res {
-        let checked = access.user && matches!(size, 2 | 4 | 8) && self.checks_alignment();
-        if checked && linear & (size as u64 - 1) != 0 {
+        let unit = match size {
+            2 | 4 | 8 | 16 => size,
+            10 => 8,
+            32 => 16,
+            // The x87 environment and state, of 32 and of 16 bits.
+            28 | 108 => 4,
+            14 | 94 => 2,
+            _ => 1,
+        };
+        if access.user && linear & (unit as u64 - 1) != 0 && self.checks_alignment() {
             return self.raise_error(vector::AC, 0);
         }
         Ok(())
     }
 
     /// Linear addresses have 32 bits outside long mode.
-    fn wrap(&self, linear: u64) -> u64 {
+    pub(crate) fn wrap(&self, linear: u64) -> u64 {
         if self.efer & crate::cpu::efer::LMA == 0 { linear & 0xFFFF_FFFF } else { linear }
     }
 
@@ -334,6 +346,10 @@ impl Cpu {
         let access = self.data_access(true);
         let linear = self.wrap(linear);
         self.watch(linear, size, Kind::Write);
+        if self.debugger.watching {
+            // Whoever writes in place reads first.
+            self.debugger_watch(linear, size, Kind::Read);
+        }
         let place = self.translate(linear, access)?;
         let crosses = self.room(linear) < size as usize;
         if crosses {

@@ -193,6 +193,12 @@ impl Tlb {
         self.renew(1);
     }
 
+    /// Drops everything; what is cached from now on is of `pcid`.
+    pub(crate) fn begin(&mut self, pcid: u16) {
+        self.pcid = pcid;
+        self.flush_all();
+    }
+
     /// Drops what is not global, of the current PCID (others may go as well).
     pub(crate) fn flush_local(&mut self) {
         self.renew(0);

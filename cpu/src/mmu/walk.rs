@@ -190,7 +190,9 @@ impl Cpu {
     /// Bits that must be zero in an entry.
     fn reserved(&self, format: &Format, level: u32, large: bool) -> u64 {
         if format.entry == 4 {
-            return if large { 1 << 21 } else { 0 };
+            // Bits 13 to 21 are address bits 32 to 40, as far as there are such.
+            let top = if self.features.pse36 { self.phys_bits.min(40) } else { 32 };
+            return if large { (1 << 22) - (1 << (top - 19)) } else { 0 };
         }
         let mut bits = 0x000F_FFFF_FFFF_F000 & !self.phys_mask();
         if self.efer & efer::NXE == 0 {

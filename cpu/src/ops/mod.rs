@@ -55,7 +55,8 @@ macro_rules! attempt {
 }
 pub(crate) use attempt;
 
-/// The op has raised something: RIP is at its instruction, which counts as not executed.
+/// The op has raised something: RIP is at its instruction, which counts as not executed; or at
+/// that which a task begins with, if it has switched tasks first.
 #[cold]
 #[inline(never)]
 pub(crate) fn leave(cpu: &mut Cpu, op: *const Op) -> *const Block {
@@ -75,7 +76,9 @@ pub(crate) fn leave_as_is(cpu: &mut Cpu, op: *const Op) -> *const Block {
         ((*op).off, op.offset_from(block.ops.as_ptr()) as u64, block.count)
     };
     cpu.icount -= u64::from(count) - index;
-    cpu.rip = cpu.regs[PAGE].wrapping_add(u64::from(off)) & cpu.ip_mask();
+    if !cpu.in_new_task {
+        cpu.rip = cpu.regs[PAGE].wrapping_add(u64::from(off)) & cpu.ip_mask();
+    }
     std::ptr::null()
 }
 

@@ -1,6 +1,8 @@
 //! What several tests of the CPU need.
 #![allow(dead_code, missing_docs, unreachable_pub)]
 
+pub mod guest;
+
 use std::cell::RefCell;
 
 use board::CpuIo;

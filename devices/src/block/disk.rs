@@ -169,6 +169,28 @@ impl Disk {
         lock(&self.holder).owner.clone()
     }
 
+    /// Sets what becomes of reads and of other requests that fail, where given.
+    pub fn set_policies(&self, read: Option<OnError>, write: Option<OnError>) {
+        self.engine.set_policies(read, write);
+    }
+
+    /// Sets the bytes of a logical and of a physical block that the guest is told.
+    pub fn set_blocks(&self, (logical, physical): (u32, u32)) {
+        let mut properties = lock(&self.properties);
+        properties.logical_block = logical;
+        properties.physical_block = physical;
+    }
+
+    /// How many threads it has.
+    pub fn threads(&self) -> usize {
+        lock(&self.workers).len()
+    }
+
+    /// Has each of its threads call `chore` once, and waits for that.
+    pub fn on_each_thread(&self, chore: Arc<dyn Fn() + Send + Sync>) {
+        self.engine.on_each_thread(self.threads(), chore);
+    }
+
     /// What is counted.
     pub fn stats(&self) -> DiskStats {
         self.engine.stats.snapshot()
@@ -204,7 +226,7 @@ impl Disk {
     /// # Errors
     /// When the size is not a multiple of 512, or the image cannot have it.
     pub fn resize(&self, size: u64) -> Result<(), BlockError> {
-        if size % 512 != 0 {
+        if !size.is_multiple_of(512) {
             return Err(BlockError::Refused(format!(
                 "a disk of {size} bytes has no whole number of sectors: give a multiple of 512"
             )));

@@ -7,7 +7,7 @@
 
 use std::collections::VecDeque;
 use std::io;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::os::fd::OwnedFd;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, RwLock};
 use std::thread::JoinHandle;
 use std::time::Instant;
@@ -19,6 +19,7 @@ use super::image::Image;
 use super::open::Aio;
 use super::policy::{ErrorReport, OnError, is_full};
 use super::request::{Completion, Op, Request, Status};
+use super::ring::{self, Ring};
 use super::segments::{Source, Target, mark_written};
 use super::stats::Stats;
 use super::throttle::{Direction, Limits, Throttle};
@@ -73,6 +74,8 @@ impl Job {
 struct Queues {
     /// To be started now.
     ready: VecDeque<Job>,
+    /// What is not for the ring: its other threads do these, already counted as running.
+    deferred: VecDeque<Job>,
     /// Reads and writes that the limits hold back.
     limited: [VecDeque<Job>; 2],
     throttle: Option<Throttle>,
@@ -81,7 +84,13 @@ struct Queues {
     /// Nothing is started.
     held: bool,
     ended: bool,
+    /// Something for each thread to do once, and how many have.
+    chore: Option<(u64, Chore)>,
+    chores_done: usize,
 }
+
+/// What [`Engine::on_each_thread`] has done.
+type Chore = Arc<dyn Fn() + Send + Sync>;
 
 impl Queues {
     /// The next request to start, or the time at which there will be one.
@@ -123,7 +132,10 @@ pub(super) struct Engine {
     work: Condvar,
     /// Is signalled when the last running request ends while the queues are held.
     quiet: Condvar,
-    pub(super) errors: AtomicU64,
+    /// Wakes the ring's thread, where there is one.
+    ring: Option<Arc<OwnedFd>>,
+    /// What becomes of reads and of other requests that fail.
+    policies: Mutex<(OnError, OnError)>,
 }
 
 impl Engine {
@@ -138,6 +150,11 @@ impl Engine {
         limits: Limits,
         threads: usize,
     ) -> io::Result<(Arc<Self>, Vec<JoinHandle<()>>)> {
+        let mut ring = match behaviour.aio {
+            Aio::Threads => None,
+            Aio::IoUring => Some(Ring::new()?),
+        };
+        let policies = Mutex::new((behaviour.on_read_error, behaviour.on_write_error));
         let throttle = limits.any().then(|| Throttle::new(limits, Instant::now()));
         let engine = Arc::new(Self {
             name: name.to_owned(),
@@ -146,23 +163,31 @@ impl Engine {
             stats: Stats::new(),
             queues: Mutex::new(Queues {
                 ready: VecDeque::new(),
+                deferred: VecDeque::new(),
                 limited: Default::default(),
                 throttle,
                 running: 0,
                 idle: 0,
                 held: false,
                 ended: false,
+                chore: None,
+                chores_done: 0,
             }),
             work: Condvar::new(),
             quiet: Condvar::new(),
-            errors: AtomicU64::new(0),
+            ring: ring.as_ref().map(Ring::waker),
+            policies,
         });
         let mut workers = Vec::with_capacity(threads);
         for _ in 0..threads {
             let worker = engine.clone();
+            let ring = ring.take();
             let thread = std::thread::Builder::new()
                 .name(format!("disk-{name}").chars().take(15).collect())
-                .spawn(move || worker.work());
+                .spawn(move || match ring {
+                    Some(ring) => ring.run(&worker),
+                    None => worker.work(),
+                });
             match thread {
                 Ok(thread) => workers.push(thread),
                 Err(error) => {
@@ -186,10 +211,74 @@ impl Engine {
                 _ => queues.ready.push_back(job),
             }
         }
-        let wake = queues.waiting() > before && queues.idle > 0;
+        let more = queues.waiting() > before;
+        let idle = queues.idle > 0;
         drop(queues);
-        if wake {
-            self.work.notify_one();
+        match &self.ring {
+            Some(ring) if more => ring::wake(ring),
+            None if more && idle => self.work.notify_one(),
+            _ => {}
+        }
+    }
+
+    /// Wakes all threads.
+    fn wake_all(&self) {
+        self.work.notify_all();
+        if let Some(fd) = &self.ring {
+            ring::wake(fd);
+        }
+    }
+
+    /// The next request for the ring, or the time at which there will be one.
+    pub(super) fn next_for_ring(&self) -> Result<Job, Option<Instant>> {
+        let mut queues = lock(&self.queues);
+        let job = queues.next(Instant::now())?;
+        queues.running += 1;
+        Ok(job)
+    }
+
+    /// Leaves a request to the other threads. It counts as running on.
+    pub(super) fn defer(&self, job: Job) {
+        lock(&self.queues).deferred.push_back(job);
+        self.work.notify_one();
+    }
+
+    /// A request is running no more.
+    pub(super) fn ran(&self) {
+        let mut queues = lock(&self.queues);
+        queues.running -= 1;
+        if queues.running == 0 && queues.held {
+            self.quiet.notify_all();
+        }
+        if queues.running == 0 && queues.ended {
+            self.work.notify_all();
+        }
+    }
+
+    /// Whether the threads are to end.
+    pub(super) fn is_ending(&self) -> bool {
+        lock(&self.queues).ended
+    }
+
+    /// Whether the threads are to end and nothing is left to do.
+    pub(super) fn has_ended(&self) -> bool {
+        let queues = lock(&self.queues);
+        queues.ended && queues.waiting() == 0
+    }
+
+    /// The image.
+    pub(super) fn image_now(&self) -> Option<Arc<dyn Image>> {
+        self.image.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Does what each thread is to do once; `done` is the number of the last that this one did.
+    pub(super) fn do_chore(&self, done: &mut u64) {
+        let chore = lock(&self.queues).chore.clone();
+        if let Some((number, chore)) = chore.filter(|(number, _)| number > done) {
+            *done = number;
+            chore();
+            lock(&self.queues).chores_done += 1;
+            self.quiet.notify_all();
         }
     }
 
@@ -212,7 +301,7 @@ impl Engine {
         let mut queues = lock(&self.queues);
         queues.ended = true;
         drop(queues);
-        self.work.notify_all();
+        self.wake_all();
     }
 
     /// Runs `change` while no request is under way.
@@ -225,7 +314,7 @@ impl Engine {
         drop(queues);
         let result = change();
         lock(&self.queues).held = false;
-        self.work.notify_all();
+        self.wake_all();
         result
     }
 
@@ -240,7 +329,7 @@ impl Engine {
             }
         }
         drop(queues);
-        self.work.notify_all();
+        self.wake_all();
     }
 
     /// The limits now.
@@ -248,21 +337,57 @@ impl Engine {
         lock(&self.queues).throttle.as_ref().map_or_else(Limits::default, |t| *t.limits())
     }
 
+    /// Sets what becomes of reads and of other requests that fail, where given.
+    pub(super) fn set_policies(&self, read: Option<OnError>, write: Option<OnError>) {
+        let mut policies = lock(&self.policies);
+        *policies = (read.unwrap_or(policies.0), write.unwrap_or(policies.1));
+    }
+
+    /// Has each of the `threads` threads call `chore` once, and waits for that.
+    pub(super) fn on_each_thread(&self, threads: usize, chore: Chore) {
+        let mut queues = lock(&self.queues);
+        let number = queues.chore.as_ref().map_or(0, |(number, _)| *number) + 1;
+        queues.chore = Some((number, chore));
+        queues.chores_done = 0;
+        self.wake_all();
+        while queues.chores_done < threads {
+            queues = self.quiet.wait(queues).unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+
     fn work(&self) {
+        let mut chores = 0;
         let mut queues = lock(&self.queues);
         loop {
-            match queues.next(Instant::now()) {
+            if let Some((number, chore)) = queues.chore.clone()
+                && number > chores
+            {
+                chores = number;
+                drop(queues);
+                chore();
+                queues = lock(&self.queues);
+                queues.chores_done += 1;
+                self.quiet.notify_all();
+                continue;
+            }
+            // With a ring, its thread alone takes requests from the queues.
+            let next = match (queues.deferred.pop_front(), &self.ring) {
+                (Some(job), _) => Ok(job),
+                (None, Some(_)) => Err(None),
+                (None, None) => {
+                    let next = queues.next(Instant::now());
+                    queues.running += usize::from(next.is_ok());
+                    next
+                }
+            };
+            match next {
                 Ok(job) => {
-                    queues.running += 1;
                     drop(queues);
                     self.serve(job);
+                    self.ran();
                     queues = lock(&self.queues);
-                    queues.running -= 1;
-                    if queues.held && queues.running == 0 {
-                        self.quiet.notify_all();
-                    }
                 }
-                Err(_) if queues.ended => return,
+                Err(_) if queues.ended && queues.running == 0 => return,
                 Err(at) => {
                     queues.idle += 1;
                     queues = match at {
@@ -282,7 +407,11 @@ impl Engine {
     /// Wakes a colleague if there is something to do for one.
     fn before_sleep(&self) {
         let queues = lock(&self.queues);
-        let wake = queues.idle > 0 && !queues.ready.is_empty();
+        let more = match self.ring {
+            Some(_) => !queues.deferred.is_empty(),
+            None => !queues.ready.is_empty(),
+        };
+        let wake = queues.idle > 0 && more;
         drop(queues);
         if wake {
             self.work.notify_one();
@@ -290,8 +419,7 @@ impl Engine {
     }
 
     fn serve(&self, job: Job) {
-        let image = self.image.read().unwrap_or_else(PoisonError::into_inner).clone();
-        let result = match image {
+        let result = match self.image_now() {
             Some(image) => self.perform(&*image, &job),
             None => Err(io::Error::from_raw_os_error(libc::ENOMEDIUM)),
         };
@@ -365,12 +493,9 @@ impl Engine {
         if error.kind() == io::ErrorKind::Unsupported {
             return Status::Unsupported;
         }
-        self.errors.fetch_add(1, Ordering::Relaxed);
         let write = op != Op::Read;
-        let policy = match write {
-            true => self.behaviour.on_write_error,
-            false => self.behaviour.on_read_error,
-        };
+        let (on_read_error, on_write_error) = *lock(&self.policies);
+        let policy = if write { on_write_error } else { on_read_error };
         let action = policy.resolve(error);
         (self.behaviour.on_error)(ErrorReport {
             drive: self.name.clone(),

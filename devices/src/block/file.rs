@@ -76,7 +76,7 @@ impl HostFile {
     /// The description for a transfer whose memory is `aligned`.
     fn description(&self, offset: u64, aligned: impl FnOnce(usize) -> bool) -> RawFd {
         match &self.direct {
-            Some(direct) if offset % DIRECT_ALIGN as u64 == 0 && aligned(DIRECT_ALIGN) => {
+            Some(direct) if offset.is_multiple_of(DIRECT_ALIGN as u64) && aligned(DIRECT_ALIGN) => {
                 direct.as_raw_fd()
             }
             _ => self.file.as_raw_fd(),

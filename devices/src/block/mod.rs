@@ -20,6 +20,7 @@ mod probe;
 pub mod qcow2;
 mod raw;
 mod request;
+mod ring;
 mod segments;
 mod stats;
 mod storage;

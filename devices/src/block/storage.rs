@@ -6,6 +6,7 @@ use std::os::fd::RawFd;
 use super::segments::{Source, Target};
 
 /// Bytes at offsets. All methods may be called from any thread and may block.
+#[allow(clippy::len_without_is_empty, reason = "nobody asks whether an image is empty")]
 pub trait Storage: Send + Sync {
     /// Bytes there are.
     ///

@@ -102,6 +102,14 @@ impl Chardevs {
         self.open.iter().find(|chardev| chardev.label() == label).cloned()
     }
 
+    /// Closes the backend of that name, if there is one. What its frontend still holds is no longer
+    /// connected to anything.
+    pub fn remove(&mut self, label: &str) {
+        if let Some(index) = self.open.iter().position(|chardev| chardev.label() == label) {
+            self.open.remove(index).finish(Instant::now());
+        }
+    }
+
     /// The lines of `info chardev`.
     pub fn info(&self) -> Vec<ChardevInfo> {
         self.open.iter().flat_map(|chardev| chardev.info()).collect()

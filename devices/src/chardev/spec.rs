@@ -118,6 +118,28 @@ impl BackendSpec {
         Ok(Self { id: None, mux: true, kind })
     }
 
+    /// Reads the argument of `--gdb` and `gdbserver`: the short form, in which a socket is a server
+    /// that does not wait unless it says otherwise, and Ctrl-C on stdio is input.
+    ///
+    /// # Errors
+    /// As [`BackendSpec::parse`].
+    pub fn parse_gdb(text: &str) -> Result<Self, ChardevError> {
+        let mut spec = Self::parse(text)?;
+        match &mut spec.kind {
+            BackendKind::Stdio { signal } => *signal = false,
+            BackendKind::Socket { address, role } => {
+                if !text.contains(",server") && !text.contains(",noserver") {
+                    *role = SocketRole::Server { wait: false };
+                }
+                if let SocketAddress::Tcp { nodelay, .. } = address {
+                    *nodelay = true;
+                }
+            }
+            _ => {}
+        }
+        Ok(spec)
+    }
+
     /// The keyed form's backends with their options, one a line: what `--chardev help` prints.
     pub fn keyed_help() -> String {
         let line = |name: &&str| {
@@ -378,6 +400,20 @@ pub(super) fn suggest(text: &str, known: &[&str]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_debuggers_socket_is_a_server() {
+        let server = |text| match BackendSpec::parse_gdb(text).unwrap().kind {
+            BackendKind::Socket { role, .. } => role,
+            other => panic!("{other:?}"),
+        };
+        assert_eq!(server("tcp::1234"), SocketRole::Server { wait: false });
+        assert_eq!(server("unix:/x"), SocketRole::Server { wait: false });
+        assert_eq!(server("unix:/x,server=on"), SocketRole::Server { wait: true });
+        assert_eq!(server("tcp:h:1,server=off"), SocketRole::Client);
+        let spec = BackendSpec::parse_gdb("stdio").unwrap();
+        assert_eq!(spec.kind, BackendKind::Stdio { signal: false });
+    }
 
     fn kind(text: &str) -> BackendKind {
         let spec = BackendSpec::parse(text).unwrap_or_else(|e| panic!("{text}: {e}"));

@@ -100,7 +100,7 @@ impl Snapshot for Rng {
 
 #[cfg(test)]
 mod tests {
-    use super::super::driver::{Buffer, Rig, peek, poke};
+    use super::super::driver::{Buffer, Rig, descriptor, peek, poke};
     use super::*;
 
     #[test]
@@ -129,9 +129,9 @@ mod tests {
         rings[0].add(&[Buffer::room(Rig::BUFFERS, 8)]);
         one.kick(0);
         one.copy_to(&other, 4 << 20);
-        rings[0].take();
-        rings[0].add(&[Buffer::room(Rig::BUFFERS, 8)]);
         for mut rig in [one, other] {
+            let bytes = descriptor(Rig::BUFFERS, 8, 2, 0);
+            poke(&rig.ram, rings[0].descriptors + 16, &bytes);
             poke(&rig.ram, rings[0].avail + 2, &[2, 0]);
             poke(&rig.ram, rings[0].avail + 6, &[1, 0]);
             rig.slot.lock().resume();

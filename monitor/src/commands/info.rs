@@ -32,6 +32,14 @@ pub(crate) const COMMANDS: &[Command] = &[
         run: hmp_info_cpus,
     },
     Command {
+        hmp: Some("info history"),
+        args: &[],
+        usage: "",
+        help: "the lines that the arrow keys recall",
+        qmp: None,
+        run: hmp_info_history,
+    },
+    Command {
         hmp: Some("info icount"),
         args: &[],
         usage: "",
@@ -65,9 +73,9 @@ pub(crate) const COMMANDS: &[Command] = &[
     },
     Command {
         hmp: Some("info mtree"),
-        args: &[],
-        usage: "",
-        help: "which RAM, ROM and devices are at which addresses and ports",
+        args: &[Arg::flag("flat", 'f')],
+        usage: "[-f]",
+        help: "which RAM, ROM and devices are at which addresses and ports; -f: what of it is seen",
         qmp: None,
         run: hmp_info_mtree,
     },
@@ -94,6 +102,14 @@ pub(crate) const COMMANDS: &[Command] = &[
         help: "a vCPU's registers: the current one's, those of the vCPU with this index, or with -a all",
         qmp: None,
         run: hmp_info_registers,
+    },
+    Command {
+        hmp: Some("info roms"),
+        args: &[],
+        usage: "",
+        help: "the ROMs and where they are",
+        qmp: None,
+        run: hmp_info_roms,
     },
     Command {
         hmp: Some("info status"),
@@ -176,8 +192,17 @@ fn hmp_info_lapic(control: &mut dyn Control, args: &Args) -> Outcome {
     }
 }
 
-fn hmp_info_mtree(control: &mut dyn Control, _: &Args) -> Outcome {
-    Ok(Reply::MemoryTree(control.memory_tree().spaces))
+fn hmp_info_history(_: &mut dyn Control, _: &Args) -> Outcome {
+    Ok(Reply::History)
+}
+
+fn hmp_info_roms(control: &mut dyn Control, _: &Args) -> Outcome {
+    Ok(Reply::Roms(control.roms()))
+}
+
+fn hmp_info_mtree(control: &mut dyn Control, args: &Args) -> Outcome {
+    let spaces = control.memory_tree().spaces;
+    Ok(if args.flag("flat") { Reply::FlatViews(spaces) } else { Reply::MemoryTree(spaces) })
 }
 
 fn hmp_info_name(control: &mut dyn Control, _: &Args) -> Outcome {

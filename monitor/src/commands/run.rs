@@ -30,6 +30,14 @@ pub(crate) const COMMANDS: &[Command] = &[
         run: hmp_cpu,
     },
     Command {
+        hmp: Some("gdbserver"),
+        args: &[Arg::text("device").optional()],
+        usage: "[backend]",
+        help: "let gdb attach: by tcp::1234, by another backend, or with none no longer",
+        qmp: None,
+        run: hmp_gdbserver,
+    },
+    Command {
         hmp: Some("nmi"),
         args: &[],
         usage: "",
@@ -70,6 +78,21 @@ pub(crate) const COMMANDS: &[Command] = &[
         run: hmp_system_reset,
     },
 ];
+
+/// What `gdbserver` means without an argument.
+const GDB_DEVICE: &str = "tcp::1234";
+
+fn hmp_gdbserver(control: &mut dyn Control, args: &Args) -> Outcome {
+    let device = args.opt_text("device").unwrap_or(GDB_DEVICE);
+    if let Err(error) = control.gdbserver(device) {
+        let text = format!("{error}\nCould not open gdbserver on device '{device}'");
+        return Err(CommandError::Remark(text));
+    }
+    Ok(Reply::Text(match device {
+        "none" => "Disabled gdbserver\n".to_owned(),
+        _ => format!("Waiting for gdb connection on device '{device}'\n"),
+    }))
+}
 
 fn hmp_cont(control: &mut dyn Control, _: &Args) -> Outcome {
     match control.status() {

@@ -92,12 +92,16 @@ pub(super) fn tree(out: &mut String, spaces: &[AddressSpace]) -> fmt::Result {
     Ok(())
 }
 
-fn region(out: &mut String, depth: usize, r: &MemoryRegion) -> fmt::Result {
-    let kind = match r.kind {
+fn kind(kind: RegionKind) -> &'static str {
+    match kind {
         RegionKind::Ram => "ram",
         RegionKind::Rom => "rom",
         RegionKind::Io => "i/o",
-    };
+    }
+}
+
+fn region(out: &mut String, depth: usize, r: &MemoryRegion) -> fmt::Result {
+    let kind = kind(r.kind);
     write!(
         out,
         "{:indent$}{:016x}-{:016x} (prio {}, {kind}): ",
@@ -115,4 +119,65 @@ fn region(out: &mut String, depth: usize, r: &MemoryRegion) -> fmt::Result {
         None => writeln!(out, "{}", r.name)?,
     }
     r.children.iter().try_for_each(|child| region(out, depth + 1, child))
+}
+
+/// What is seen of each address space: regions cut where one of higher priority lies over them.
+pub(super) fn flat_views(out: &mut String, spaces: &[AddressSpace]) -> fmt::Result {
+    for (index, space) in spaces.iter().enumerate() {
+        writeln!(out, "FlatView #{index}")?;
+        for name in &space.names {
+            writeln!(out, " AS \"{name}\", root: {}", space.root.name)?;
+        }
+        writeln!(out, " Root memory region: {}", space.root.name)?;
+        for (start, end, region) in flat(&space.root) {
+            let (name, mut offset) = match &region.alias {
+                Some((name, offset)) => (name, *offset),
+                None => (&region.name, 0),
+            };
+            offset += start - region.start;
+            write!(
+                out,
+                "  {start:016x}-{end:016x} (prio {}, {}): {name}",
+                region.priority,
+                kind(region.kind)
+            )?;
+            match offset {
+                0 => out.push('\n'),
+                _ => writeln!(out, " @{offset:016x}")?,
+            }
+        }
+        out.push('\n');
+    }
+    Ok(())
+}
+
+/// The visible pieces of `root`'s children, by ascending address.
+fn flat(root: &MemoryRegion) -> Vec<(u64, u64, &MemoryRegion)> {
+    let mut leaves = Vec::new();
+    for child in &root.children {
+        leaves.push(child);
+        leaves.extend(&child.children);
+    }
+    // Of two with the same priority the inner one is seen, and it comes later.
+    leaves.sort_by_key(|leaf| leaf.priority);
+    let mut seen: Vec<(u64, u64, &MemoryRegion)> = Vec::new();
+    for leaf in leaves {
+        let mut rest = Vec::new();
+        for (start, end, region) in seen {
+            if end < leaf.start || start > leaf.end {
+                rest.push((start, end, region));
+                continue;
+            }
+            if start < leaf.start {
+                rest.push((start, leaf.start - 1, region));
+            }
+            if end > leaf.end {
+                rest.push((leaf.end + 1, end, region));
+            }
+        }
+        rest.push((leaf.start, leaf.end, leaf));
+        seen = rest;
+    }
+    seen.sort_by_key(|(start, ..)| *start);
+    seen
 }

@@ -1,8 +1,10 @@
 //! Replies as HMP prints them: line for line what QEMU's monitor prints, since scripts read it.
 
+mod block;
 mod chips;
 mod cpu;
 mod memory;
+mod paging;
 mod pci;
 mod virtio;
 
@@ -20,7 +22,7 @@ pub(crate) fn render(reply: &Reply) -> String {
 
 fn write_reply(out: &mut String, reply: &Reply) -> fmt::Result {
     match reply {
-        Reply::Done {} | Reply::Quit {} | Reply::SelectCpu(_) => Ok(()),
+        Reply::Done {} | Reply::Quit {} | Reply::SelectCpu(_) | Reply::History => Ok(()),
         Reply::Text(text) => out.write_str(text),
         Reply::Help(lines) => lines.iter().try_for_each(|line| help(out, line)),
         Reply::Status(reply) => status(out, *reply),
@@ -56,11 +58,25 @@ fn write_reply(out: &mut String, reply: &Reply) -> fmt::Result {
         Reply::IrqStats(all) => all.iter().try_for_each(|one| chips::irq_stats(out, one)),
         Reply::Pci(all) => pci::buses(out, all),
         Reply::MemoryTree(spaces) => memory::tree(out, spaces),
+        Reply::FlatViews(spaces) => memory::flat_views(out, spaces),
+        Reply::Roms(roms) => roms.iter().try_for_each(|rom| {
+            writeln!(
+                out,
+                "addr={:016x} size={:#08x} mem=rom name=\"{}\"",
+                rom.start, rom.size, rom.name
+            )
+        }),
+        Reply::Pages { pages, whole } => paging::pages(out, pages, *whole),
+        Reply::Ranges { ranges, whole } => paging::ranges(out, ranges, *whole),
+        Reply::Dump(dump) => writeln!(out, "Status: {}", dump.status),
+        Reply::DumpCapability(all) => all.formats.iter().try_for_each(|one| writeln!(out, "{one}")),
         Reply::Memory(dump) => memory::dump(out, dump),
         Reply::Disassembly(code) => memory::disassembly(out, code),
         Reply::Value(printed) => memory::printed(out, *printed),
         Reply::Port(read) => port(out, read),
         Reply::Checksum(sum) => writeln!(out, "{sum:05}"),
+        Reply::Block(all) => block::info(out, all),
+        Reply::BlockStats(all) => block::stats(out, all),
         Reply::Virtio(all) => virtio::devices(out, all),
         Reply::VirtioStatus(one) => virtio::status(out, one),
         Reply::VirtioQueue(one) => virtio::queue(out, one),

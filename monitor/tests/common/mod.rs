@@ -7,10 +7,14 @@ use std::collections::BTreeMap;
 use std::io::{self, Write};
 use std::rc::Rc;
 
+use monitor::block::{
+    BlockAction, BlockCache, BlockCounters, BlockImage, BlockInfo, BlockInserted, BlockStatsReply,
+    IoLimits,
+};
 use monitor::state::{
-    AddressSpace, Chardev, Cpu, FpReg, Icount, IoApic, IrqStats, Kvm, LocalApic, MemoryRegion,
-    MemoryTree, PciBus, PciClass, PciDevice, PciId, PciRegion, Pic, RegionKind, Registers,
-    RunState, Segment, TableRegister, Version,
+    AddressSpace, Chardev, Cpu, Dump, FpReg, HostMemory, Icount, IoApic, IrqStats, Kvm, LocalApic,
+    LogItem, MemoryRegion, MemoryTree, PciBus, PciClass, PciDevice, PciId, PciRegion, Pic,
+    RegionKind, Registers, Rom, RunState, Segment, TableRegister, Translation, Version,
 };
 use monitor::virtio::{Balloon, Features, Statuses, VirtioInfo, VirtioQueue, VirtioStatus};
 use monitor::{CommandError, Control};
@@ -22,6 +26,10 @@ pub(crate) const VIRTIO: &str = "/machine/peripheral/disk/virtio-backend";
 const RAM: u64 = 128 << 20;
 /// Virtual addresses below this one are mapped to themselves.
 const MAPPED: u64 = 1 << 30;
+
+/// `info mem` sees other page tables: so many large pages, each at its own address.
+const PAGES: u64 = 2048;
+const LARGE: u64 = 2 << 20;
 
 /// Where [`Fake`]'s memory is not zero.
 pub(crate) const DATA: u64 = 0x1_0000;
@@ -439,6 +447,85 @@ impl Control for Fake {
         self.log.push(format!("out {port:#x} {size} {value:#x}"));
     }
 
+    fn gdbserver(&mut self, device: &str) -> Result<(), CommandError> {
+        if device == "bogus" {
+            let why = "'bogus' is not a valid char driver";
+            return Err(CommandError::Refused(why.to_owned()));
+        }
+        self.did(&format!("gdbserver {device}"))
+    }
+
+    fn translate(&mut self, _: usize, addr: u64) -> Result<Option<u64>, CommandError> {
+        Ok((addr < PAGES * LARGE).then_some(addr))
+    }
+
+    fn walk_pages(
+        &mut self,
+        _: usize,
+        visit: &mut dyn FnMut(Translation) -> bool,
+    ) -> Result<bool, CommandError> {
+        Ok((0..PAGES).all(|page| {
+            let linear = page * LARGE;
+            let entry = linear | if page < 2 { 0xe3 } else { 0x83 };
+            let (user, write) = (false, true);
+            visit(Translation { linear, physical: linear, size: LARGE, entry, user, write })
+        }))
+    }
+
+    fn host_memory(&mut self, addr: u64) -> HostMemory {
+        match addr {
+            0xfee0_0000..0xff00_0000 => HostMemory::NotRam,
+            _ if addr < RAM => {
+                HostMemory::Ram { name: "pc.ram".to_owned(), address: 0x7f8c_4fe0_0000 + addr }
+            }
+            _ => HostMemory::Nothing,
+        }
+    }
+
+    fn host_physical(&mut self, addr: u64) -> io::Result<u64> {
+        Ok(addr - 0x7f8c_4fe0_0000 + 0x3_a920_0000)
+    }
+
+    fn log_items(&self) -> Vec<LogItem> {
+        let item = |name, help| LogItem { name, help, on: false };
+        vec![
+            item("cpu_reset", "show CPU state before CPU resets"),
+            item("unimp", "log unimplemented functionality"),
+        ]
+    }
+
+    fn set_log_items(&mut self, names: &[&str]) {
+        self.log.push(format!("log {names:?}"));
+    }
+
+    fn set_log_file(&mut self, path: &str) -> io::Result<()> {
+        if path.starts_with("/nonexistent/") {
+            return Err(io::Error::from_raw_os_error(2));
+        }
+        self.log.push(format!("logfile {path}"));
+        Ok(())
+    }
+
+    fn roms(&mut self) -> Vec<Rom> {
+        vec![Rom { start: 0xfffe_0000, size: 0x2_0000, name: "bios.bin".to_owned() }]
+    }
+
+    fn dump_memory(&mut self, dump: &Dump) -> Result<(), CommandError> {
+        if dump.path.starts_with("/nonexistent/") {
+            let (path, source) = (dump.path.clone(), io::Error::from_raw_os_error(2));
+            return Err(CommandError::File { what: "open", path, source });
+        }
+        self.did(&format!("dump {} paging={} {:x?}", dump.path, dump.paging, dump.filter))
+    }
+
+    fn last_dump(&mut self) -> (&'static str, u64) {
+        if self.log.iter().any(|done| done.starts_with("dump")) {
+            ("completed", 1000)
+        } else {
+            ("none", 0)
+        }
+    }
+
     fn memory_tree(&mut self) -> MemoryTree {
         let ram = MemoryRegion {
             alias: Some(("pc.ram".to_owned(), 0)),
@@ -471,14 +558,6 @@ impl Control for Fake {
 
     fn io_apics(&mut self) -> Vec<IoApic> {
         self.io_apics.clone()
-    }
-
-    fn pci(&mut self) -> Vec<PciBus> {
-        pci(self.status != RunState::Prelaunch)
-    }
-
-    fn device_add(&mut self, text: &str) -> Result<(), CommandError> {
-        self.did(&format!("device_add {text}"))
     }
 
     fn network(&mut self) -> String {
@@ -515,11 +594,55 @@ impl Control for Fake {
         Ok(format!("host forwarding rule for {rule} removed\n"))
     }
 
-    fn device_del(&mut self, id: &str) -> Result<(), CommandError> {
-        if id == "nope" {
-            return Err(CommandError::DeviceNotFound(id.to_owned()));
-        }
-        self.did(&format!("device_del {id}"))
+    fn block_devices(&mut self) -> Vec<BlockInfo> {
+        vec![
+            BlockInfo {
+                device: "virtio0".to_owned(),
+                qdev: Some(VIRTIO.to_owned()),
+                kind: "unknown",
+                removable: false,
+                locked: false,
+                inserted: Some(BlockInserted {
+                    file: "disk.qcow2".to_owned(),
+                    node_name: "#block100".to_owned(),
+                    ro: false,
+                    drv: "qcow2",
+                    backing_file: Some("base.raw".to_owned()),
+                    backing_file_depth: 1,
+                    encrypted: false,
+                    detect_zeroes: "off",
+                    limits: IoLimits { iops: 100, ..IoLimits::default() },
+                    image: BlockImage {
+                        filename: "disk.qcow2".to_owned(),
+                        format: "qcow2",
+                        virtual_size: 1 << 30,
+                        actual_size: 1 << 20,
+                        cluster_size: Some(65536),
+                        backing_filename: Some("base.raw".to_owned()),
+                    },
+                    cache: BlockCache { writeback: true, direct: true, no_flush: false },
+                    write_threshold: 0,
+                }),
+            },
+            BlockInfo {
+                device: "none0".to_owned(),
+                qdev: None,
+                kind: "unknown",
+                removable: false,
+                locked: false,
+                inserted: None,
+            },
+        ]
+    }
+
+    fn block_stats(&mut self) -> Vec<BlockStatsReply> {
+        let stats = BlockCounters { rd_bytes: 512, rd_operations: 1, ..BlockCounters::default() };
+        vec![BlockStatsReply { device: "virtio0".to_owned(), qdev: None, stats }]
+    }
+
+    fn block_action(&mut self, action: BlockAction) -> Result<(), CommandError> {
+        self.log.push(format!("{action:?}"));
+        Ok(())
     }
 
     fn virtio_devices(&mut self) -> Vec<VirtioInfo> {
@@ -575,6 +698,21 @@ impl Control for Fake {
     fn set_balloon(&mut self, bytes: u64) -> Result<(), CommandError> {
         self.log.push(format!("balloon {bytes}"));
         Ok(())
+    }
+
+    fn pci(&mut self) -> Vec<PciBus> {
+        pci(self.status != RunState::Prelaunch)
+    }
+
+    fn device_add(&mut self, text: &str) -> Result<(), CommandError> {
+        self.did(&format!("device_add {text}"))
+    }
+
+    fn device_del(&mut self, id: &str) -> Result<(), CommandError> {
+        if id == "nope" {
+            return Err(CommandError::DeviceNotFound(id.to_owned()));
+        }
+        self.did(&format!("device_del {id}"))
     }
 
     fn create_file(&mut self, path: &str) -> io::Result<Box<dyn Write>> {

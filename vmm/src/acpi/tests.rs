@@ -213,7 +213,7 @@ fn pci_has_its_tables() {
     let ram = GuestRam::new(4 << 20).unwrap();
     let pci = Some(APERTURES);
     let platform =
-        Platform { apic_ids: &[0], serial: &[], legacy: true, virtio_mmio: &[], acpi: true, pci };
+        Platform { apic_ids: &[0], serial: &[], legacy: true, acpi: true, pci, virtio_mmio: &[] };
     install(&platform, &ram).unwrap();
     let guest = Guest(ram);
     let tables = guest.tables();
@@ -240,9 +240,9 @@ fn the_mp_table_has_the_pins_of_pci() {
         apic_ids: &[0],
         serial: &[],
         legacy: true,
-        virtio_mmio: &[],
         acpi: false,
         pci: Some(APERTURES),
+        virtio_mmio: &[],
     };
     let table = mp_table::configuration(&platform);
     assert_eq!(sum(&table), 0);

@@ -272,7 +272,7 @@ mod tests {
     #[test]
     fn every_property_that_help_names_is_known() {
         for t in DeviceType::all() {
-            let mut props = Props::with_head("--device", "x,chardev=c").1;
+            let mut props = Props::with_head("--device", "x,chardev=c,drive=d").1;
             (t.parse)(&mut props).unwrap();
             for (prop, _) in t.props {
                 let key = prop.split('=').next().unwrap();

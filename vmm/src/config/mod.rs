@@ -1,6 +1,7 @@
 //! What the command line asks for, understood and checked.
 
 mod device;
+mod drive;
 mod error;
 mod help;
 mod icount;
@@ -20,6 +21,7 @@ use crate::cpuid::{CpuModel, Topology};
 use crate::suggest::nearest;
 
 pub use device::{DeviceSpec, PciKind, PciSpec};
+pub use drive::{DriveSpec, Interface};
 pub use error::ConfigError;
 pub use help::help;
 pub use icount::Icount;
@@ -97,6 +99,8 @@ pub struct Config {
     pub cpu: CpuModel,
     /// The accelerator.
     pub accel: AccelChoice,
+    /// Disks.
+    pub drives: Vec<DriveSpec>,
     /// The VM clock follows the instructions executed.
     pub icount: Option<Icount>,
     /// Where the guest's random numbers come from, if not from the host.
@@ -119,6 +123,8 @@ pub struct Config {
     pub monitor: Option<BackendSpec>,
     /// The monitor in JSON form.
     pub qmp: Vec<BackendSpec>,
+    /// Where gdb attaches.
+    pub gdb: Option<BackendSpec>,
     /// Backends for devices.
     pub chardevs: Vec<BackendSpec>,
     /// The escape key of multiplexed terminals.
@@ -188,7 +194,13 @@ impl Config {
             list.iter().map(|text| Ok(BackendSpec::parse(text)?)).collect()
         };
         let escape = props::parse_number(&cli.echr).and_then(|n| u8::try_from(n).ok());
+        let drives = parse_drives(&cli)?;
+        let mut devices = implied_devices(&drives)?;
+        for text in &cli.device {
+            devices.push(DeviceSpec::parse(text)?);
+        }
         let config = Self {
+            drives,
             memory: parse_memory(&cli.memory)?,
             topology,
             machine,
@@ -197,13 +209,9 @@ impl Config {
             pci,
             cpu: cli.cpu.parse()?,
             accel,
+            devices,
             icount,
             seed: seed.transpose()?,
-            devices: cli
-                .device
-                .iter()
-                .map(|text| DeviceSpec::parse(text))
-                .collect::<Result<_, _>>()?,
             networks: Networks::parse(&cli.netdev, &cli.nic, &cli.net)?,
             rtc: RtcConfig::parse(cli.rtc.as_deref().unwrap_or_default(), icount.is_some())?,
             fw_cfg: cli.fw_cfg.iter().map(|text| parse_fw_cfg(text)).collect::<Result<_, _>>()?,
@@ -212,6 +220,7 @@ impl Config {
             serials,
             monitor,
             qmp: backends(&cli.qmp)?,
+            gdb: parse_gdb(&cli)?,
             chardevs: cli
                 .chardev
                 .iter()
@@ -253,7 +262,8 @@ impl Config {
     fn check_background(&self) -> Result<(), ConfigError> {
         let on_stdio = |spec: &BackendSpec| matches!(spec.kind, BackendKind::Stdio { .. });
         let consoles = self.serials.iter().flatten().chain(&self.monitor);
-        if consoles.chain(&self.qmp).chain(&self.chardevs).any(on_stdio) {
+        let others = self.qmp.iter().chain(&self.gdb).chain(&self.chardevs);
+        if consoles.chain(others).any(on_stdio) {
             return Err(ConfigError::Conflict(
                 "--daemonize leaves the terminal: put consoles on unix:PATH,server,nowait or pty"
                     .into(),
@@ -266,6 +276,27 @@ impl Config {
         }
         Ok(())
     }
+}
+
+/// All drives, in the order in which they are given.
+fn parse_drives(cli: &Cli) -> Result<Vec<DriveSpec>, ConfigError> {
+    let mut drives: Vec<DriveSpec> = Vec::new();
+    for text in &cli.drive {
+        let count = |interface| drives.iter().filter(|drive| drive.interface == interface).count();
+        let mut drive = DriveSpec::parse(text, count)?;
+        if let Some(image) = drive.options.image.as_mut().filter(|_| cli.snapshot) {
+            image.snapshot = true;
+        }
+        drives.push(drive);
+    }
+    drives.extend(drive::parse_blockdevs(&cli.blockdev)?);
+    Ok(drives)
+}
+
+/// The devices that drives with if=virtio ask for.
+fn implied_devices(drives: &[DriveSpec]) -> Result<Vec<DeviceSpec>, ConfigError> {
+    let ours = drives.iter().filter(|drive| drive.interface == Interface::Virtio);
+    ours.map(|drive| virtio::blk_for(&drive.options.id)).collect()
 }
 
 fn bad(option: &str, value: &str, expected: &str) -> ConfigError {
@@ -412,6 +443,9 @@ fn parse_smp(text: &str) -> Result<Topology, ConfigError> {
     Ok(Topology { cpus, sockets, cores, threads })
 }
 
+/// What `-s` means, and `gdbserver` without an argument.
+pub const GDB_PORT: &str = "tcp::1234";
+
 /// The serial ports and the monitor. Without a word about either, both are on the terminal.
 type Consoles = (Vec<Option<BackendSpec>>, Option<BackendSpec>);
 
@@ -442,6 +476,12 @@ fn parse_consoles(cli: &Cli) -> Result<Consoles, ConfigError> {
         serials.push(present(BackendSpec::parse(default)?));
     }
     Ok((serials, monitor))
+}
+
+fn parse_gdb(cli: &Cli) -> Result<Option<BackendSpec>, ConfigError> {
+    let text = cli.gdb.as_deref().or(cli.gdb_port.then_some(GDB_PORT));
+    let spec = text.map(BackendSpec::parse_gdb).transpose()?;
+    Ok(spec.filter(|spec| spec.kind != BackendKind::None))
 }
 
 fn parse_fw_cfg(text: &str) -> Result<FwCfgFile, ConfigError> {
@@ -502,7 +542,8 @@ fn parse_sandbox(text: &str) -> Result<bool, ConfigError> {
 }
 
 /// What `-d` logs: names and how they are explained.
-const LOG_ITEMS: [(&str, &str); 3] = [
+/// What `-d` and `log` know.
+pub const LOG_ITEMS: [(&str, &str); 3] = [
     ("unimp", "accesses to ports and addresses where no device is"),
     ("guest_errors", "the same"),
     ("cpu_reset", "the registers at each reset and triple fault"),

@@ -4,6 +4,7 @@
 //! machine has.
 
 use board::pci::Devfn;
+use devices::block::OnError;
 use devices::net::{MacAddress, Offloads};
 use devices::pci::msix::MAX_VECTORS;
 use devices::virtio::RingOptions;
@@ -12,6 +13,7 @@ use devices::virtio::console::MAX_PORTS;
 
 use super::ConfigError;
 use super::device::{ADDR, DeviceSpec, DeviceType, take_addr};
+use super::drive;
 use super::net::take_mac;
 use super::props::Props;
 
@@ -52,6 +54,23 @@ pub enum VirtioKind {
     Net(NetSpec),
     /// `virtio-rng`.
     Rng,
+    /// `virtio-blk`.
+    Block {
+        /// `drive=`.
+        drive: String,
+        /// `serial=`, in place of the drive's.
+        serial: Option<String>,
+        /// `num-queues=`; one a vCPU on PCI otherwise.
+        queues: Option<u16>,
+        /// `queue-size=`.
+        queue_size: u16,
+        /// `rerror=`, in place of the drive's.
+        rerror: Option<OnError>,
+        /// `werror=`, in place of the drive's.
+        werror: Option<OnError>,
+        /// `logical_block_size=` and `physical_block_size=`, bytes.
+        blocks: (u32, u32),
+    },
     /// `virtio-serial`: what ports are plugged into.
     Serial {
         /// `max_ports=`; as many as are needed otherwise.
@@ -122,6 +141,12 @@ const VECTORS: (&str, &str) =
 const INDIRECT: (&str, &str) = ("indirect_desc=on|off", "offer indirect descriptors (on)");
 const EVENT_IDX: (&str, &str) = ("event_idx=on|off", "offer the event index (on)");
 
+const DRIVE: (&str, &str) = ("drive=ID", "the drive that --drive or --blockdev makes (needed)");
+const SERIAL: (&str, &str) = ("serial=TEXT", "its serial number, up to 20 characters");
+const NUM_QUEUES: (&str, &str) =
+    ("num-queues=N", "request queues, 1 to 64 (one a vCPU on PCI, 1 on MMIO)");
+const QUEUE_SIZE: (&str, &str) =
+    ("queue-size=N", "descriptors of a queue, a power of two from 4 to 1024 (256)");
 const PORTS: (&str, &str) = ("max_ports=N", "the most ports, 1 to 31 (as many as there are)");
 const ON_OOM: (&str, &str) =
     ("deflate-on-oom=on|off", "the guest takes pages back before it runs out (off)");
@@ -154,6 +179,19 @@ macro_rules! net_props {
 
 const NET_ON_MMIO: &[(&str, &str)] = net_props!(INDIRECT, EVENT_IDX);
 const NET_ON_PCI: &[(&str, &str)] = net_props!(ADDR, VECTORS, INDIRECT, EVENT_IDX);
+const WERROR: (&str, &str) = ("werror=WHAT", "report, ignore, stop or enospc (as the drive)");
+const RERROR: (&str, &str) = ("rerror=WHAT", "report, ignore or stop (as the drive)");
+const LOGICAL: (&str, &str) =
+    ("logical_block_size=N", "bytes that a guest should not go below (512)");
+const PHYSICAL: (&str, &str) =
+    ("physical_block_size=N", "bytes that the host writes in one go (512)");
+const BLOCK_MMIO: &[(&str, &str)] = &[
+    DRIVE, SERIAL, NUM_QUEUES, QUEUE_SIZE, WERROR, RERROR, LOGICAL, PHYSICAL, INDIRECT, EVENT_IDX,
+];
+const BLOCK_PCI: &[(&str, &str)] = &[
+    DRIVE, SERIAL, NUM_QUEUES, QUEUE_SIZE, WERROR, RERROR, LOGICAL, PHYSICAL, ADDR, VECTORS,
+    INDIRECT, EVENT_IDX,
+];
 const SERIAL_MMIO: &[(&str, &str)] = &[PORTS, INDIRECT, EVENT_IDX];
 const SERIAL_PCI: &[(&str, &str)] = &[PORTS, ADDR, VECTORS, INDIRECT, EVENT_IDX];
 const BALLOON_MMIO: &[(&str, &str)] = &[ON_OOM, REPORTING, INDIRECT, EVENT_IDX];
@@ -165,6 +203,11 @@ const PORT_PROPS: &[(&str, &str)] = &[
     ("nr=N", "its number (the first free one)"),
     ("bus=ID.0", "the virtio-serial that it is part of (the first one)"),
 ];
+
+/// The device for `--drive if=virtio`.
+pub(super) fn blk_for(drive: &str) -> Result<DeviceSpec, ConfigError> {
+    DeviceSpec::parse(&format!("virtio-blk,drive={}", drive.replace(',', ",,")))
+}
 
 /// The rows of the table.
 pub(super) const TYPES: &[DeviceType] = &[
@@ -188,7 +231,7 @@ pub(super) const TYPES: &[DeviceType] = &[
     },
     DeviceType {
         name: "virtio-balloon",
-        help: "takes memory from the guest and gives it back, on PCI or MMIO as the machine has it",
+        help: "takes memory from the guest and gives it back, on PCI or MMIO",
         props: BALLOON_PCI,
         parse: |props| device(props, "virtio-balloon", Transport::Machine, balloon),
     },
@@ -205,8 +248,26 @@ pub(super) const TYPES: &[DeviceType] = &[
         parse: |props| device(props, "virtio-balloon-pci", Transport::Pci, balloon),
     },
     DeviceType {
+        name: "virtio-blk",
+        help: "a disk, on PCI or MMIO as the machine has it",
+        props: BLOCK_PCI,
+        parse: |props| device(props, "virtio-blk", Transport::Machine, block),
+    },
+    DeviceType {
+        name: "virtio-blk-device",
+        help: "the same on MMIO (--machine microvm)",
+        props: BLOCK_MMIO,
+        parse: |props| device(props, "virtio-blk-device", Transport::Mmio, block),
+    },
+    DeviceType {
+        name: "virtio-blk-pci",
+        help: "the same on PCI",
+        props: BLOCK_PCI,
+        parse: |props| device(props, "virtio-blk-pci", Transport::Pci, block),
+    },
+    DeviceType {
         name: "virtio-rng",
-        help: "random numbers from the host, on PCI or MMIO as the machine has it",
+        help: "random numbers from the host, on PCI or MMIO",
         props: ON_PCI,
         parse: |props| device(props, "virtio-rng", Transport::Machine, rng),
     },
@@ -224,7 +285,7 @@ pub(super) const TYPES: &[DeviceType] = &[
     },
     DeviceType {
         name: "virtio-serial",
-        help: "terminals and ports (virtconsole, virtserialport), on PCI or MMIO as the machine has it",
+        help: "terminals and ports (virtconsole, virtserialport), on PCI or MMIO",
         props: SERIAL_PCI,
         parse: |props| device(props, "virtio-serial", Transport::Machine, serial),
     },
@@ -313,6 +374,35 @@ fn net(props: &mut Props) -> Result<VirtioKind, ConfigError> {
     }))
 }
 
+fn block(props: &mut Props) -> Result<VirtioKind, ConfigError> {
+    let drive = props.take("drive").ok_or_else(|| props.missing("drive"))?;
+    let serial = drive::serial(props)?;
+    let queues = props.take_number("num-queues", 1..=64)?.map(|n| n as u16);
+    let size = props.take_number("queue-size", 4..=1024)?.unwrap_or(256);
+    if !size.is_power_of_two() {
+        return Err(props.bad("queue-size", &size.to_string(), "a power of two from 4 to 1024"));
+    }
+    let (rerror, werror) = drive::policies(props)?;
+    let mut block_size = |key| -> Result<u32, ConfigError> {
+        let size = props.take_number(key, 512..=32768)?.unwrap_or(512);
+        match size.is_power_of_two() {
+            true => Ok(size as u32),
+            false => Err(props.bad(key, &size.to_string(), "a power of two from 512 to 32768")),
+        }
+    };
+    let logical = block_size("logical_block_size")?;
+    let physical = block_size("physical_block_size")?.max(logical);
+    Ok(VirtioKind::Block {
+        drive,
+        serial,
+        queues,
+        queue_size: size as u16,
+        rerror,
+        werror,
+        blocks: (logical, physical),
+    })
+}
+
 fn serial(props: &mut Props) -> Result<VirtioKind, ConfigError> {
     let most = u64::from(MAX_PORTS);
     let max_ports = props.take_number("max_ports", 1..=most)?.map(|n| n as u32);
@@ -373,6 +463,18 @@ mod tests {
 
     #[test]
     fn each_kind_has_its_properties() {
+        assert_eq!(
+            virtio("virtio-blk-pci,drive=d,serial=S1,num-queues=2,queue-size=64").kind,
+            VirtioKind::Block {
+                drive: "d".into(),
+                serial: Some("S1".into()),
+                queues: Some(2),
+                queue_size: 64,
+                rerror: None,
+                werror: None,
+                blocks: (512, 512),
+            }
+        );
         let options = BalloonOptions { deflate_on_oom: true, free_page_reporting: false };
         assert_eq!(virtio("virtio-balloon,deflate-on-oom=on").kind, VirtioKind::Balloon(options));
         let Ok(DeviceSpec::VirtioPort(port)) =
@@ -386,8 +488,11 @@ mod tests {
     #[test]
     fn mistakes_name_what_is_right() {
         for (text, expected) in [
-            ("virtio-rng-device,addr=3", "has no property 'addr'"),
-            ("virtio-rgn-pci", "did you mean 'virtio-rng-pci'?"),
+            ("virtio-blk-pci", "lacks drive"),
+            ("virtio-blk,drive=d,queue-size=100", "a power of two"),
+            ("virtio-blk,drive=d,serial=012345678901234567890", "up to 20 bytes"),
+            ("virtio-blk-device,drive=d,addr=3", "has no property 'addr'"),
+            ("virtio-bkl-pci,drive=d", "did you mean 'virtio-blk-pci'?"),
             ("virtconsole", "lacks chardev"),
             ("virtconsole,chardev=c,bus=s", "ID.0"),
             ("virtio-serial,max_ports=32", "from 1 to 31"),

@@ -28,10 +28,7 @@ use board::memory::MemoryMap;
 use board::vcpu::gpr;
 use board::{AccelError, CpuIo, Exit, VcpuState};
 use cpu::assist::{Assistant, Lender, Limit, Memory, Start};
-use kvm_bindings::{
-    KVM_GUESTDBG_ENABLE, KVM_GUESTDBG_USE_HW_BP, KVM_SYNC_X86_EVENTS, KVM_SYNC_X86_REGS,
-    KVM_SYNC_X86_SREGS, kvm_guest_debug, kvm_guest_debug_arch,
-};
+use kvm_bindings::{KVM_SYNC_X86_EVENTS, KVM_SYNC_X86_REGS, KVM_SYNC_X86_SREGS};
 
 use super::vcpu::{KvmVcpu, is_set};
 use super::{Ring0, host, looks_native};
@@ -140,7 +137,7 @@ pub(super) struct Gaps {
     /// It is not.
     native: bool,
     /// Addresses of the breakpoints: the handlers of #UD and #PF.
-    handlers: Option<[u64; 2]>,
+    pub(super) handlers: Option<[u64; 2]>,
     /// The software CPU has delivered an exception to a handler: RIP and RSP there.
     delivered: Option<(u64, u64)>,
     /// No breakpoints for one entry, to get past an instruction that is KVM's.
@@ -199,18 +196,8 @@ impl KvmVcpu {
         if handlers == self.gaps.handlers {
             return Ok(());
         }
-        let mut debug = kvm_guest_debug::default();
-        if let Some([ud, pf]) = handlers {
-            debug.control = KVM_GUESTDBG_ENABLE | KVM_GUESTDBG_USE_HW_BP;
-            // L0 and L1, both on execution (SDM vol. 3, 18.2.4).
-            let debugreg = [ud, pf, 0, 0, 0, 0, 0, 0x405];
-            debug.arch = kvm_guest_debug_arch { debugreg };
-        }
-        host(self.fd.set_guest_debug(&debug), || {
-            format!("KVM_SET_GUEST_DEBUG of vCPU {}", self.id)
-        })?;
         self.gaps.handlers = handlers;
-        Ok(())
+        self.set_guest_debug()
     }
 
     /// The handlers that the guest's IDT names, in long mode, if ring 0 is emulated. Before there is
@@ -264,10 +251,10 @@ impl KvmVcpu {
         dr6: u64,
         io: &dyn CpuIo,
     ) -> Result<Option<Exit>, AccelError> {
-        let Some([ud, pf]) = self.gaps.handlers else { return Ok(Some(Exit::Debug { dr6 })) };
+        let Some([ud, pf]) = self.gaps.handlers else { return Ok(Some(self.debug_exit(dr6))) };
         let mut state = self.core_state()?;
         if state.rip != ud && state.rip != pf {
-            return Ok(Some(Exit::Debug { dr6 }));
+            return Ok(Some(self.debug_exit(dr6)));
         }
         let here = Some((state.rip, state.gpr[gpr::RSP]));
         if self.gaps.delivered.take() != here && ud != pf {
@@ -350,7 +337,9 @@ impl KvmVcpu {
         let delivering =
             events.exception.is_some() || events.interrupt.is_some() || events.nmi_injected;
         let close = self.gaps.last.is_some_and(|last| last.elapsed() < RUN);
-        let stretch = ((self.gaps.emulated || close) && !delivering).then_some(STRETCH);
+        // A debugger sees each instruction.
+        let watched = !self.debug.is_none();
+        let stretch = ((self.gaps.emulated || close) && !delivering && !watched).then_some(STRETCH);
         let flag = self.immediate_exit();
         let stop = || is_set(flag);
         let limit = Limit { stretch, stop: &stop, shadows: true };
@@ -394,7 +383,7 @@ impl KvmVcpu {
         }
         self.set_core_state(state, state.events != before.events)?;
         self.gaps.delivered = Some((state.rip, state.gpr[gpr::RSP]));
-        Ok(Some(None))
+        Ok(Some(self.debug.step.then_some(Exit::Debug(board::Trap::Step))))
     }
 }
 

@@ -5,6 +5,7 @@
 //!
 //! Source: Linux, Documentation/virt/kvm/api.rst; section numbers there.
 
+mod debug;
 mod gaps;
 mod irq;
 mod probe;

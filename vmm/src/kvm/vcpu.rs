@@ -8,7 +8,7 @@ use std::sync::{Arc, Once};
 
 use board::accel::InternalError;
 use board::vcpu::{Cpuid, VcpuState};
-use board::{AccelError, CpuIo, Exit, Kicker, Vcpu};
+use board::{AccelError, CpuIo, DebugRequest, Exit, Kicker, Vcpu};
 use kvm_bindings::{
     KVM_EXIT_IO_IN, KVM_INTERNAL_ERROR_DELIVERY_EV, KVM_INTERNAL_ERROR_EMULATION,
     KVM_INTERNAL_ERROR_EMULATION_FLAG_INSTRUCTION_BYTES, KVM_INTERNAL_ERROR_SIMUL_EX,
@@ -28,6 +28,8 @@ pub(super) struct Shared {
     pub(super) xsave: XsaveLayout,
     /// KVM_GET_SREGS2 is there.
     pub(super) sregs2: bool,
+    /// Interrupts can be held off during a single step.
+    pub(super) blocks_interrupts: bool,
     pub(super) gaps: gaps::Machine,
 }
 
@@ -42,6 +44,7 @@ impl Shared {
         Ok(Self {
             msrs: msrs.as_slice().to_vec(),
             xsave: XsaveLayout::of_host(vm.check_extension_int(Cap::Xsave2), cpuid),
+            blocks_interrupts: super::debug::blocks_interrupts(vm),
             sregs2: vm.check_extension_raw(kvm_bindings::KVM_CAP_SREGS2.into()) > 0,
             gaps,
         })
@@ -59,13 +62,15 @@ pub(super) struct KvmVcpu {
     /// the registers in `kvm_run` (6.5).
     pub(super) unfinished: bool,
     pub(super) gaps: Gaps,
+    /// What the debugger wants.
+    pub(super) debug: DebugRequest,
 }
 
 impl KvmVcpu {
     pub(super) fn new(id: u32, fd: VcpuFd, shared: Arc<Shared>, cpuid: Cpuid) -> Self {
         install_kick_handler();
-        let gaps = Gaps::default();
-        Self { id, fd, shared, cpuid, thread: Arc::default(), unfinished: false, gaps }
+        let (thread, debug, gaps) = (Arc::default(), DebugRequest::default(), Gaps::default());
+        Self { id, fd, shared, cpuid, thread, unfinished: false, debug, gaps }
     }
 
     pub(super) fn immediate_exit(&mut self) -> *mut u8 {
@@ -115,6 +120,9 @@ impl KvmVcpu {
                 VcpuExit::Shutdown => return Ok(Exit::Shutdown),
                 VcpuExit::Debug(debug) => {
                     let dr6 = debug.dr6;
+                    if self.is_debuggers(dr6) {
+                        return Ok(self.debug_exit(dr6));
+                    }
                     if let Some(exit) = self.repair_call(dr6, io)? {
                         return Ok(exit);
                     }
@@ -251,6 +259,10 @@ impl Vcpu for KvmVcpu {
 
     fn nmi(&mut self) -> Result<(), AccelError> {
         host(self.fd.nmi(), || format!("KVM_NMI of vCPU {}", self.id))
+    }
+
+    fn set_debug(&mut self, request: &DebugRequest) -> Result<(), AccelError> {
+        self.apply_debug(request)
     }
 }
 

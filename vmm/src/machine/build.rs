@@ -12,6 +12,7 @@ use board::system::A20Gate;
 use board::{
     Accel, Attach, Bus, Device, GuestRam, IrqLine, LoopHandle, Region, Slot, SystemControl, Width,
 };
+use devices::block::Disks;
 use devices::chardev::{BackendKind, CharPort, Chardev, Chardevs, Host, HotKey};
 use devices::chip::acpi_pm::{self, AcpiPm};
 use devices::chip::debug_exit::DebugExit;
@@ -247,6 +248,7 @@ impl Board<'_> {
         spec: &DeviceSpec,
         chardevs: &Chardevs,
         netdevs: &Netdevs,
+        disks: &Disks,
         config: &Config,
         pci: Option<&mut Pci>,
     ) -> Result<Option<SerialPort>, Error> {
@@ -276,7 +278,9 @@ impl Board<'_> {
                     .plug_serial(format!("serial-{chardev}"), *iobase, *irq, port)
                     .map(Some);
             }
-            DeviceSpec::Virtio(spec) => self.plug_virtio(spec, config, pci, chardevs, netdevs)?,
+            DeviceSpec::Virtio(spec) => {
+                self.plug_virtio(spec, config, pci, chardevs, netdevs, disks)?;
+            }
             // It is made with its virtio-serial.
             DeviceSpec::VirtioPort(port) => virtio::check_port(port, &config.devices)?,
             DeviceSpec::Pvpanic { ioport } => {
@@ -321,10 +325,7 @@ fn add_kernel_items(items: &mut FwCfgItems, config: &Config) {
 }
 
 /// An address space, which tells the log of accesses to nothing where `-d unimp` asks for it.
-fn new_bus(config: &Config, log: &Arc<Log>, space: &'static str) -> Arc<Bus> {
-    if !config.log.unimp {
-        return Arc::new(Bus::new());
-    }
+fn new_bus(log: &Arc<Log>, space: &'static str) -> Arc<Bus> {
     let log = log.clone();
     Arc::new(Bus::with_witness(move |address, access| log.unclaimed(space, address, access)))
 }
@@ -387,7 +388,7 @@ impl Machine {
         events: &LoopHandle,
         requests: Arc<Requests>,
     ) -> Result<(Self, Frontends), Error> {
-        let log = Log::open(config.log_file.as_deref())?;
+        let log = Log::open(config.log_file.as_deref(), config.log)?;
         let ram = GuestRam::new(config.memory)?;
         let mut map = MemoryMap::new(&ram);
         let payload = match &config.bios {
@@ -420,8 +421,8 @@ impl Machine {
             ram: ram.clone(),
             virtio: VirtioDevices::default(),
             doorbells,
-            pio: new_bus(&config, &log, "port"),
-            mmio: new_bus(&config, &log, "address"),
+            pio: new_bus(&log, "port"),
+            mmio: new_bus(&log, "address"),
             slots: Vec::new(),
             lines: Vec::new(),
             requests: requests.clone(),
@@ -491,16 +492,28 @@ impl Machine {
         if config.machine == MachineKind::Pc {
             board.plug_fw_cfg(&config, &ram)?;
         }
+        let on_error = requests.clone();
+        let disks =
+            Disks::new(Arc::new(move |report| on_error.disk_error(report)), Arc::new(report::note));
+        for drive in &config.drives {
+            disks.add(drive.options.clone())?;
+        }
         let mut netdevs = Netdevs::new(events);
         for spec in &config.networks.netdevs {
             netdevs.add(spec)?;
         }
-        for spec in &config.devices {
-            let pci = pci.as_mut();
-            serial_ports.extend(board.plug_device(spec, &chardevs, &netdevs, &config, pci)?);
-        }
         for card in &config.networks.cards {
-            board.plug_virtio(card, &config, pci.as_mut(), &chardevs, &netdevs)?;
+            board.plug_virtio(card, &config, pci.as_mut(), &chardevs, &netdevs, &disks)?;
+        }
+        for spec in &config.devices {
+            serial_ports.extend(board.plug_device(
+                spec,
+                &chardevs,
+                &netdevs,
+                &disks,
+                &config,
+                pci.as_mut(),
+            )?);
         }
 
         let chip = irqchip.clone().map(|chip| Arc::new(IrqchipPort(chip)));
@@ -528,6 +541,7 @@ impl Machine {
             irqchip,
             pci,
             virtio,
+            disks,
             requests,
             power_button: Some(power_button),
             chardevs,
@@ -537,8 +551,14 @@ impl Machine {
             state: RunState::Prelaunch,
             stopped_clock: None,
             ending: None,
+            last_core: ("none", 0),
+            debugger: Default::default(),
+            gdb_wish: None,
             news: Vec::new(),
         };
+        if let Some(spec) = machine.config.gdb.clone() {
+            machine.serve_gdb(&spec)?;
+        }
         machine.load()?;
         machine.vcpus.start(&wiring).map_err(Error::host("start the vCPU threads"))?;
         Ok((machine, frontends))

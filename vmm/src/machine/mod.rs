@@ -4,6 +4,8 @@
 //! thread.
 
 mod build;
+mod core_dump;
+mod debug;
 mod net;
 mod pci;
 mod requests;
@@ -19,11 +21,12 @@ use board::device::{Notifier, Paused};
 use board::memory::MemoryMap;
 use board::vcpu::{Cpuid, MpState};
 use board::{Accel, Bus, Clock, LoopHandle, Slot, SystemRequest, VcpuState};
-use devices::chardev::Chardevs;
+use devices::block::{Disks, ErrorReport, OnError};
+use devices::chardev::{BackendKind, BackendSpec, CharPort, ChardevError, Chardevs};
 use devices::chip::irqchip::Irqchip;
 use devices::net::Netdevs;
 use monitor::state::{PciBus, RunState};
-use monitor::{Cause, CommandError, Event, PanicAction};
+use monitor::{BlockIoError, Cause, CommandError, Event, PanicAction};
 
 use crate::boot::{self, BootConfig, BootError, Entry, Firmware};
 use crate::config::{Config, DeviceSpec, MachineKind, Transport};
@@ -33,10 +36,20 @@ use crate::report;
 use crate::vcpu::{VcpuEvent, Vcpus};
 use crate::{Error, acpi};
 
+use debug::Debugger;
+
 pub use build::Frontends;
 pub(crate) use pci::{ECAM, HOTPLUG_PORT};
 pub use requests::{Request, Requests};
 pub use virtio::{VirtioDevices, VirtioEntry};
+
+/// What is to become of the gdb stub.
+pub enum GdbWish {
+    /// It serves this port, in place of what it has served.
+    Serve(Box<dyn CharPort>),
+    /// It ends.
+    End,
+}
 
 /// How the program is to end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -70,6 +83,7 @@ pub struct Machine {
     irqchip: Option<Arc<Irqchip>>,
     pci: Option<pci::Pci>,
     virtio: VirtioDevices,
+    disks: Disks,
     requests: Arc<Requests>,
     power_button: Option<Notifier>,
     chardevs: Chardevs,
@@ -80,6 +94,12 @@ pub struct Machine {
     /// The paravirtual clock at the last stop.
     stopped_clock: Option<ClockState>,
     ending: Option<Ending>,
+    /// What has become of the last memory dump, and its bytes.
+    last_core: (&'static str, u64),
+    /// What a debugger wants.
+    debugger: Debugger,
+    /// What `gdbserver` has asked for, until the program sees to it.
+    gdb_wish: Option<GdbWish>,
     /// QMP's events that have not been sent yet.
     news: Vec<Event>,
 }
@@ -116,6 +136,25 @@ impl Machine {
         std::mem::take(&mut self.news)
     }
 
+    /// What is to become of the gdb stub, if something is.
+    pub fn take_gdb_wish(&mut self) -> Option<GdbWish> {
+        self.gdb_wish.take()
+    }
+
+    /// Has the gdb stub serve a backend, in place of the one that it has served.
+    ///
+    /// # Errors
+    /// When the backend cannot be opened; then it serves none.
+    pub fn serve_gdb(&mut self, spec: &BackendSpec) -> Result<(), ChardevError> {
+        self.chardevs.remove("gdb");
+        self.gdb_wish = Some(GdbWish::End);
+        if spec.kind != BackendKind::None {
+            let port = self.chardevs.open(spec, "gdb")?.attach()?;
+            self.gdb_wish = Some(GdbWish::Serve(port));
+        }
+        Ok(())
+    }
+
     /// The accelerator.
     pub fn accel(&self) -> &dyn Accel {
         &*self.accel
@@ -124,6 +163,11 @@ impl Machine {
     /// Doorbells: the accelerator's, or else those of the vCPUs' threads.
     pub fn doorbells(&self) -> &dyn Doorbells {
         self.accel.doorbells().unwrap_or(&*self.doorbells)
+    }
+
+    /// The log.
+    pub fn log(&self) -> &Log {
+        &self.log
     }
 
     /// RAM and ROM.
@@ -159,6 +203,11 @@ impl Machine {
     /// The virtio devices.
     pub fn virtio(&self) -> &VirtioDevices {
         &self.virtio
+    }
+
+    /// The drives.
+    pub fn disks(&self) -> &Disks {
+        &self.disks
     }
 
     /// The character devices.
@@ -230,6 +279,12 @@ impl Machine {
         if self.state == RunState::Running || self.state.needs_reset() {
             return;
         }
+        self.end_steps();
+        self.run_on();
+    }
+
+    /// The machine runs, each vCPU as it has been told.
+    fn run_on(&mut self) {
         if let Some(clock) = self.stopped_clock.take() {
             // A guest without a paravirtual clock does not miss it.
             let _ = self.accel.set_clock(&clock);
@@ -254,6 +309,13 @@ impl Machine {
         }
         self.clock.stop();
         self.events.clock_changed();
+        self.settle_disks();
+        self.stopped_clock = self.accel.clock().ok();
+        self.news.push(Event::Stop);
+    }
+
+    /// Waits for what devices have in flight, and makes durable what the drives hold.
+    fn settle_disks(&mut self) {
         let pending = |slot: &&Arc<Slot>| slot.lock().pause() == Paused::Pending;
         let mut busy: Vec<_> = self.slots.iter().filter(pending).collect();
         while !busy.is_empty() {
@@ -261,8 +323,27 @@ impl Machine {
             std::thread::sleep(Duration::from_micros(200));
             busy.retain(pending);
         }
-        self.stopped_clock = self.accel.clock().ok();
-        self.news.push(Event::Stop);
+        self.disks.flush_all();
+    }
+
+    /// A drive's request has failed, and what is to become of it is known.
+    fn disk_failed(&mut self, report: ErrorReport) {
+        if report.action == OnError::Stop {
+            if self.state == RunState::Running {
+                report::note(&format!(
+                    "drive '{}' failed ({}): the machine is stopped; cont tries again",
+                    report.drive, report.reason
+                ));
+            }
+            self.stop(RunState::IoError);
+        }
+        self.news.push(Event::BlockIoError(BlockIoError {
+            device: report.drive,
+            write: report.write,
+            action: report.action.name(),
+            nospace: report.nospace,
+            reason: report.reason,
+        }));
     }
 
     /// Presses the reset button, or does what `--no-reboot` says instead.
@@ -272,7 +353,7 @@ impl Machine {
         }
         let runs = self.state == RunState::Running;
         self.vcpus.pause();
-        if self.config.log.cpu_reset {
+        if self.log.items().cpu_reset {
             self.log_registers("CPU Reset");
         }
         // What the guest was asked to give up has no driver any more.
@@ -312,6 +393,7 @@ impl Machine {
     /// Ends the program with `status`. The guest does not run any more.
     pub fn end(&mut self, status: u8) {
         self.vcpus.pause();
+        self.settle_disks();
         self.ending.get_or_insert(Ending { status });
     }
 
@@ -334,7 +416,7 @@ impl Machine {
         match request {
             Request::System(request) => self.handle_system(request),
             Request::Vcpu(id, VcpuEvent::Shutdown) => {
-                if self.config.log.cpu_reset {
+                if self.log.items().cpu_reset {
                     self.log_registers(&format!("Triple fault on CPU {id}"));
                 }
                 self.reset(Cause::GuestReset);
@@ -350,7 +432,9 @@ impl Machine {
                 self.stop(RunState::InternalError);
                 report::error(&error);
             }
+            Request::Disk(report) => self.disk_failed(report),
             Request::News(event) => self.news.push(event),
+            Request::Vcpu(id, VcpuEvent::Debug(trap)) => self.trapped(id as usize, trap),
             Request::Quit => self.quit(Cause::HostUi),
         }
         if self.ending.is_none() && self.state == RunState::Running {
@@ -397,7 +481,9 @@ impl Machine {
                     chardevs: &self.chardevs,
                     netdevs: &self.netdevs,
                     cards: self.virtio.cards(),
+                    disks: &self.disks,
                     devices: &[],
+                    cpus: self.config.topology.cpus,
                     seed: self.config.seed,
                     requests: &self.requests,
                 };

@@ -4,7 +4,7 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use board::device::Notifier;
 use board::{SystemControl, SystemRequest};
-
+use devices::block::ErrorReport;
 use monitor::Event;
 
 use crate::vcpu::{Holder, VcpuEvent};
@@ -16,6 +16,8 @@ pub enum Request {
     System(SystemRequest),
     /// A vCPU cannot go on. The vCPUs are held.
     Vcpu(u32, VcpuEvent),
+    /// A drive's request has failed. The vCPUs are held.
+    Disk(ErrorReport),
     /// QMP's clients are to hear of this.
     News(Event),
     /// The user pressed the key that ends the program.
@@ -53,6 +55,20 @@ impl Requests {
         if let Some(notifier) = self.notifier.get() {
             notifier.notify();
         }
+    }
+
+    /// A drive's request has failed.
+    pub fn disk_error(&self, report: ErrorReport) {
+        if let Some(holder) = self.holder.get() {
+            holder.hold();
+        }
+        self.push(Request::Disk(report));
+    }
+
+    /// Drops the requests that `which` names.
+    pub fn forget(&self, which: impl Fn(&Request) -> bool) {
+        let mut queue = self.queue.lock().unwrap_or_else(PoisonError::into_inner);
+        queue.retain(|request| !which(request));
     }
 
     /// Takes all requests.

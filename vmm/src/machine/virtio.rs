@@ -4,10 +4,12 @@ use std::fmt::Write;
 use std::sync::Arc;
 
 use board::{Attach, Entropy, GuestRam, Slot, Width};
+use devices::block::Disks;
 use devices::chardev::Chardevs;
 use devices::net::{MacAddress, NetPort, Netdevs};
 use devices::virtio::VirtioDevice;
 use devices::virtio::balloon::Balloon;
+use devices::virtio::blk::{Blk, BlkOptions};
 use devices::virtio::console::{Console, MAX_PORTS, PortSpec};
 use devices::virtio::mmio::{MmioParts, VirtioMmio};
 use devices::virtio::net::{Net, NetOptions};
@@ -83,17 +85,26 @@ pub(super) struct Backends<'a> {
     pub(super) netdevs: &'a Netdevs,
     /// Network cards that there are: the next one's address follows from it.
     pub(super) cards: u8,
+    /// For disks.
+    pub(super) disks: &'a Disks,
     /// All devices that were asked for, among them the ports of a `virtio-serial`.
     pub(super) devices: &'a [DeviceSpec],
+    /// vCPUs.
+    pub(super) cpus: u32,
     /// `--seed`.
     pub(super) seed: Option<u64>,
     /// Where events go that QMP's clients hear of.
     pub(super) requests: &'a Arc<Requests>,
 }
 
+/// The most request queues that a disk has without being asked.
+const MAX_AUTO_QUEUES: u32 = 16;
+
 /// The device apart from its transport.
 fn make(
     spec: &VirtioSpec,
+    path: &str,
+    on_pci: bool,
     backends: &Backends<'_>,
     attach: &Attach,
     name: &str,
@@ -101,6 +112,15 @@ fn make(
     Ok(match &spec.kind {
         VirtioKind::Net(card) => Box::new(make_card(card, backends, attach)?),
         VirtioKind::Rng => Box::new(Rng::new(Entropy::new(backends.seed, name))),
+        VirtioKind::Block { drive, serial, queues, queue_size, rerror, werror, blocks } => {
+            let auto = if on_pci { backends.cpus.min(MAX_AUTO_QUEUES) as u16 } else { 1 };
+            let queues = queues.unwrap_or(auto);
+            let options = BlkOptions { queues, queue_size: *queue_size, serial: serial.clone() };
+            let disk = backends.disks.find(drive)?;
+            disk.set_policies(*rerror, *werror);
+            disk.set_blocks(*blocks);
+            Box::new(Blk::new(&disk, backends.ram, path, options, attach)?)
+        }
         VirtioKind::Serial { max_ports } => {
             let ports = ports(spec, backends)?;
             let needed = ports.iter().map(|port| port.number + 1).max().unwrap_or(1);
@@ -224,9 +244,10 @@ impl VirtioDevices {
         backends: &Backends<'_>,
     ) -> Result<Arc<Slot>, Error> {
         let name = self.name(spec);
+        let path = self.path(spec);
         let slot = pci.plug_card(spec.id.as_deref(), spec.addr, |lines, parts| {
             Slot::try_plug(name.as_str(), &parts.events, |attach| {
-                let device = make(spec, backends, attach, &name)?;
+                let device = make(spec, &path, true, backends, attach, &name)?;
                 let ram = parts.ram.clone();
                 let parts = PciParts { ram, lines, options: spec.options, vectors: spec.vectors };
                 VirtioPci::new(device, parts, attach).map_err(Error::host("make a virtio device"))
@@ -249,16 +270,20 @@ impl VirtioDevices {
         })
     }
 
-    fn add(&mut self, spec: &VirtioSpec, bus: &str, slot: Arc<Slot>) {
-        let model = format!("{}{bus}", spec.name.trim_end_matches(bus));
-        let path = match &spec.id {
+    /// Its place among the machine's objects.
+    fn path(&self, spec: &VirtioSpec) -> String {
+        match &spec.id {
             Some(id) => format!("/machine/peripheral/{id}/virtio-backend"),
             None => {
-                let number = self.anonymous;
-                self.anonymous += 1;
-                format!("/machine/peripheral-anon/device[{number}]/virtio-backend")
+                format!("/machine/peripheral-anon/device[{}]/virtio-backend", self.anonymous)
             }
-        };
+        }
+    }
+
+    fn add(&mut self, spec: &VirtioSpec, bus: &str, slot: Arc<Slot>) {
+        let model = format!("{}{bus}", spec.name.trim_end_matches(bus));
+        let path = self.path(spec);
+        self.anonymous += usize::from(spec.id.is_none());
         self.entries.push(VirtioEntry { path, id: spec.id.clone(), model, slot });
     }
 }
@@ -272,6 +297,7 @@ impl Board<'_> {
         pci: Option<&mut Pci>,
         chardevs: &Chardevs,
         netdevs: &Netdevs,
+        disks: &Disks,
     ) -> Result<(), Error> {
         let (ram, requests) = (self.ram.clone(), self.requests.clone());
         let backends = Backends {
@@ -279,7 +305,9 @@ impl Board<'_> {
             chardevs,
             netdevs,
             cards: self.virtio.cards(),
+            disks,
             devices: &config.devices,
+            cpus: config.topology.cpus,
             seed: config.seed,
             requests: &requests,
         };
@@ -327,8 +355,9 @@ impl Board<'_> {
             options: spec.options,
         };
         let name = self.virtio.name(spec);
+        let path = self.virtio.path(spec);
         let slot = Slot::try_plug(name.as_str(), self.events, |attach| {
-            let device = make(spec, backends, attach, &name)?;
+            let device = make(spec, &path, false, backends, attach, &name)?;
             VirtioMmio::new(device, parts, attach).map_err(Error::host("make a virtio device"))
         })?;
         self.slots.push(slot.clone());

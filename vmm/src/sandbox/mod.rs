@@ -8,6 +8,8 @@
 mod files;
 mod syscalls;
 
+use std::sync::{Arc, Mutex, PoisonError};
+
 use crate::Error;
 use crate::machine::Machine;
 
@@ -18,7 +20,9 @@ use crate::machine::Machine;
 pub fn enter(machine: &Machine) -> Result<(), Error> {
     let vcpus = machine.vcpus();
     // This thread is the main loop's.
-    if threads() != vcpus.count() + 1 {
+    let disks = machine.disks().all();
+    let workers: usize = disks.iter().map(|drive| drive.disk.threads()).sum();
+    if threads() != vcpus.count() + workers + 1 {
         return Err(Error::Unsupported(
             "--sandbox on would leave out a thread: this is a bug in vmm; leave out --sandbox"
                 .into(),
@@ -29,6 +33,21 @@ pub fn enter(machine: &Machine) -> Result<(), Error> {
     for index in 0..vcpus.count() {
         let files = files.try_clone()?;
         vcpus.with(index, move |_| files.confine_thread())?;
+    }
+    for drive in disks {
+        let left: Result<Vec<_>, Error> =
+            (0..drive.disk.threads()).map(|_| files.try_clone()).collect();
+        let (left, failed) = (Mutex::new(left?), Arc::new(Mutex::new(None)));
+        let outcome = failed.clone();
+        drive.disk.on_each_thread(Arc::new(move || {
+            let files = left.lock().unwrap_or_else(PoisonError::into_inner).pop();
+            if let Some(Err(error)) = files.map(files::Files::confine_thread) {
+                *outcome.lock().unwrap_or_else(PoisonError::into_inner) = Some(error);
+            }
+        }));
+        if let Some(error) = failed.lock().unwrap_or_else(PoisonError::into_inner).take() {
+            return Err(error);
+        }
     }
     files.confine_thread()?;
     syscalls::confine_process(sockets)

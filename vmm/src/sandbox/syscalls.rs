@@ -20,6 +20,7 @@ const ALLOWED: &[i64] = &[
     // What is open: consoles, event fds, timers. A new file is Landlock's to refuse.
     libc::SYS_read, libc::SYS_write, libc::SYS_readv, libc::SYS_writev,
     libc::SYS_pread64, libc::SYS_pwrite64, libc::SYS_preadv, libc::SYS_pwritev,
+    libc::SYS_preadv2, libc::SYS_fallocate, libc::SYS_io_uring_enter,
     libc::SYS_lseek, libc::SYS_close, libc::SYS_dup2, libc::SYS_dup3, libc::SYS_fcntl,
     libc::SYS_ftruncate, libc::SYS_fsync, libc::SYS_fdatasync, libc::SYS_openat, libc::SYS_fstat,
     libc::SYS_newfstatat, libc::SYS_statx, libc::SYS_unlink, libc::SYS_unlinkat,

@@ -28,7 +28,7 @@ pub fn create(storage: &dyn Storage, options: &CreateOptions) -> io::Result<()> 
     let l1_clusters = (l1_size * 8).div_ceil(cluster).max(1);
     // Header, refcount table, one refcount block, L1 table.
     let used = 3 + l1_clusters;
-    if l1_size * 8 > MAX_L1_BYTES || used > cluster / 2 || options.size % 512 != 0 {
+    if l1_size * 8 > MAX_L1_BYTES || used > cluster / 2 || !options.size.is_multiple_of(512) {
         return Err(io::ErrorKind::InvalidInput.into());
     }
     let header = build(&Header {

@@ -114,7 +114,7 @@ mod tests {
     fn refcounts_of_every_width_are_kept_apart() {
         for order in 0..=6 {
             let mut block = [0; 512];
-            let entries = 512 * 8 >> order;
+            let entries = (512 * 8) >> order;
             let value = |index: usize| (index as u64 * 7 + 1) & (u64::MAX >> (64 - (1 << order)));
             for index in 0..entries {
                 set_refcount(&mut block, order, index, value(index));

@@ -195,14 +195,14 @@ impl Header {
         let cluster = self.cluster_size();
         let file_end = file_len.next_multiple_of(cluster);
         let inside = |offset: u64, len: u64| {
-            offset % cluster == 0
+            offset.is_multiple_of(cluster)
                 && offset >= cluster
                 && offset.checked_add(len).is_some_and(|end| end <= file_end)
         };
         // An entry of L1 stands for a cluster of L2 entries, 8 bytes each.
         let covered = u128::from(self.l1_size) << (2 * self.cluster_bits - 3);
         let l1_bytes = u64::from(self.l1_size) * 8;
-        if self.size % 512 != 0 {
+        if !self.size.is_multiple_of(512) {
             return damaged(format!(
                 "its size, {} bytes, is no whole number of sectors",
                 self.size

@@ -12,7 +12,7 @@ const BLOCK: u64 = !0x1FF;
 impl Qcow2 {
     /// Refcounts of a block.
     fn block_entries(&self) -> u64 {
-        self.cluster_size() * 8 >> self.refcount_order
+        (self.cluster_size() * 8) >> self.refcount_order
     }
 
     /// The refcount block for a cluster; `None`: there is none, and the cluster is free.
@@ -27,7 +27,7 @@ impl Qcow2 {
 
     /// Refcounts of a slice of a block.
     fn slice_entries(&self, state: &State) -> u64 {
-        state.refblocks.slice_len() as u64 * 8 >> self.refcount_order
+        (state.refblocks.slice_len() as u64 * 8) >> self.refcount_order
     }
 
     /// The slice with the refcount of a cluster in memory, and the index within it.

@@ -81,7 +81,7 @@ pub(super) fn check(bytes: &[u8]) -> (Vec<String>, usize) {
             }
         }
     }
-    let entries = cluster * 8 >> header.refcount_order;
+    let entries = (cluster * 8) >> header.refcount_order;
     let count = |number: u64| match blocks.get((number / entries) as usize) {
         None | Some(0) => 0,
         Some(block) => match bytes.get(*block as usize..(block + cluster) as usize) {
