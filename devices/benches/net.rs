@@ -7,7 +7,6 @@ use std::io::{Read, Write};
 use std::net::{Ipv4Addr, TcpListener, TcpStream};
 use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, Weak};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -175,8 +174,6 @@ fn tcp(offloads: Offloads, name: &str) {
         ports.0.set_notifier(notifier());
         ports.1.set_notifier(notifier());
     }
-    let done = Arc::new(AtomicBool::new(false));
-    let (finished, handle) = (done.clone(), events.handle());
     let server = thread::spawn(move || {
         for (way, word) in [(true, "guest to host"), (false, "host to guest")] {
             sender.send(way).expect("the client waits");
@@ -185,11 +182,10 @@ fn tcp(offloads: Offloads, name: &str) {
             carry(&mut stream, !way);
             print_way(word, start, cpu);
         }
-        finished.store(true, Ordering::Release);
-        handle.exit();
     });
     println!("{name}");
-    while !done.load(Ordering::Acquire) {
+    // What the server has sent is on its way to the client for a while.
+    while !server.is_finished() || !client.is_finished() {
         events.turn(Some(Duration::from_millis(100))).expect("epoll works");
     }
     for thread in [server, client] {
