@@ -8,5 +8,6 @@ pub mod chardev;
 pub mod chip;
 #[cfg(any(test, feature = "fuzz"))]
 pub mod fuzz;
+pub mod net;
 pub mod pci;
 pub mod virtio;

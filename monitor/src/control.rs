@@ -128,6 +128,36 @@ pub trait Control {
     /// [`CommandError::Refused`] with the cause and the next step.
     fn block_action(&mut self, action: BlockAction) -> Result<(), CommandError>;
 
+    /// The network cards and backends, a line each, as QEMU shows them.
+    fn network(&mut self) -> String;
+    /// The connections and forwards of the user networks, likewise.
+    fn usernet(&mut self) -> String;
+    /// Plugs in or pulls the cable of the card or backend `name`.
+    ///
+    /// # Errors
+    /// [`CommandError::DeviceNotFound`].
+    fn set_link(&mut self, name: &str, up: bool) -> Result<(), CommandError>;
+    /// Opens the network backend that `text` describes, as `--netdev` does.
+    ///
+    /// # Errors
+    /// [`CommandError::Refused`] with the cause; nothing has changed then.
+    fn netdev_add(&mut self, text: &str) -> Result<(), CommandError>;
+    /// Closes a network backend.
+    ///
+    /// # Errors
+    /// [`CommandError::DeviceNotFound`].
+    fn netdev_del(&mut self, id: &str) -> Result<(), CommandError>;
+    /// Leads a port of the host to the guest of the user network `netdev`, else of the first.
+    ///
+    /// # Errors
+    /// [`CommandError::Remark`] with the cause.
+    fn hostfwd_add(&mut self, netdev: Option<&str>, rule: &str) -> Result<(), CommandError>;
+    /// Ends such a forward, and says so.
+    ///
+    /// # Errors
+    /// [`CommandError::Remark`] with the cause.
+    fn hostfwd_remove(&mut self, netdev: Option<&str>, rule: &str) -> Result<String, CommandError>;
+
     /// The virtio devices.
     fn virtio_devices(&mut self) -> Vec<VirtioInfo>;
     /// The virtio device at `path`, if there is one.

@@ -188,6 +188,10 @@ fn parse(form: &'static QmpForm, mut given: Map<String, Value>) -> Result<Args, 
 /// is an object.
 fn flatten(words: &mut Vec<String>, name: &str, value: Value) -> Result<(), CommandError> {
     let value = match value {
+        // A string in a list is wrapped into an object.
+        Value::Object(mut members) if members.len() == 1 && members.contains_key("str") => {
+            return flatten(words, name, members.remove("str").unwrap_or_default());
+        }
         Value::Object(members) => {
             return members
                 .into_iter()
@@ -197,7 +201,11 @@ fn flatten(words: &mut Vec<String>, name: &str, value: Value) -> Result<(), Comm
         Value::Number(number) => number.to_string(),
         Value::Bool(true) => "on".to_owned(),
         Value::Bool(false) => "off".to_owned(),
-        Value::Array(_) | Value::Null => {
+        // A list is the same word several times.
+        Value::Array(values) => {
+            return values.into_iter().try_for_each(|value| flatten(words, name, value));
+        }
+        Value::Null => {
             let expected = "a string, a number, a boolean or an object";
             return Err(remark(&format!(
                 "Invalid parameter type for '{name}', expected: {expected}"

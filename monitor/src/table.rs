@@ -181,6 +181,7 @@ pub fn commands() -> impl Iterator<Item = &'static Command> {
         topics::log::COMMANDS,
         topics::paging::COMMANDS,
         topics::io::COMMANDS,
+        topics::net::COMMANDS,
         topics::virtio::COMMANDS,
         topics::block::COMMANDS,
         topics::protocol::COMMANDS,

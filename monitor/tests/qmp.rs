@@ -132,9 +132,10 @@ fn a_device_is_described_by_whatever_members_it_has() {
             json!({"driver": "d", "id": "a,b", "addr": 7, "on": true, "x": {"y": {"z": false}}}),
             json!({ "return": {} }),
         ),
+        (json!({"driver": "d", "list": ["a", {"str": "b"}]}), json!({ "return": {} })),
         (json!({"id": "q"}), error("GenericError", "Parameter 'driver' is missing")),
         (
-            json!({"driver": "d", "list": []}),
+            json!({"driver": "d", "list": null}),
             error(
                 "GenericError",
                 "Invalid parameter type for 'list', expected: a string, a number, a boolean or an object",
@@ -148,7 +149,10 @@ fn a_device_is_described_by_whatever_members_it_has() {
         client.asks(r#"{"execute":"device_del","arguments":{"id":"nope"}}"#),
         error("DeviceNotFound", "Device 'nope' not found")
     );
-    assert_eq!(client.machine.log, ["device_add d,addr=7,id=a,,b,on=on,x.y.z=off"]);
+    assert_eq!(
+        client.machine.log,
+        ["device_add d,addr=7,id=a,,b,on=on,x.y.z=off", "device_add d,list=a,list=b"]
+    );
     // What is gone is told to those who listen.
     let event = client.qmp.event(&Event::DeviceDeleted(Some("q".into())), Duration::ZERO).unwrap();
     let event: Value = serde_json::from_slice(&event).unwrap();
@@ -368,6 +372,11 @@ fn replies_are_of_the_types_that_the_schema_names() {
         }
         let arguments = match form.name {
             "memsave" | "pmemsave" => json!({ "val": 0, "size": 1, "filename": "f" }),
+            "device_del" | "netdev_del" => json!({ "id": "d" }),
+            "netdev_add" => json!({ "type": "user", "id": "d" }),
+            "set_link" => json!({ "name": "d", "up": true }),
+            "hostfwd-add" => json!({ "rule": "tcp::1-:2" }),
+            "hostfwd-remove" => json!({ "rule": "tcp::1" }),
             "balloon" => json!({ "value": 1 }),
             "block_resize" => json!({ "device": "virtio0", "size": 512 }),
             "block_set_io_throttle" => json!({
@@ -381,7 +390,6 @@ fn replies_are_of_the_types_that_the_schema_names() {
             "x-query-virtio-queue-status" => json!({ "path": common::VIRTIO, "queue": 0 }),
             "dump-guest-memory" => json!({ "paging": false, "protocol": "file:/tmp/core" }),
             "device_add" => json!({ "driver": "d" }),
-            "device_del" => json!({ "id": "d" }),
             "human-monitor-command" => json!({ "command-line": "info status" }),
             _ => json!({}),
         };

@@ -13,7 +13,7 @@ use clap::{CommandFactory, FromArgMatches, Parser, ValueEnum};
     version,
     about = "A lightweight machine emulator: boots an x86-64 kernel with a console into the machine",
     after_help = "Every long option is also taken with one dash, as QEMU spells it: -kernel, -smp 2.\n\
-        \"help\" as the value of --machine, --cpu, --accel, --device, --chardev or -d lists what there is.\n\
+        \"help\" as the value of --machine, --cpu, --accel, --device, --netdev, --chardev or -d lists what there is.\n\
         On the console, Ctrl-A c switches to the monitor and back, Ctrl-A x quits, Ctrl-A h helps.",
     max_term_width = 100
 )]
@@ -58,6 +58,16 @@ pub struct Cli {
     /// Add a device: TYPE,prop=value; "help" lists them
     #[arg(long, value_name = "TYPE", help_heading = "Machine")]
     pub device: Vec<String>,
+    /// A network: user,id=ID,... or tap, socket, stream; "help" lists them
+    #[arg(long, value_name = "KIND,id=ID", help_heading = "Network")]
+    pub netdev: Vec<String>,
+    /// A network and a card on it: KIND,mac=,model=,... as for --netdev; none is the default
+    #[arg(long, value_name = "KIND", help_heading = "Network")]
+    pub nic: Vec<String>,
+    /// The old form: --net nic,macaddr= --net user,...; or none
+    #[arg(long, value_name = "nic|KIND", help_heading = "Network")]
+    pub net: Vec<String>,
+
     /// The real-time clock: base=utc|localtime|DATE, clock=host|vm
     #[arg(long, value_name = "base=,clock=", help_heading = "Machine")]
     pub rtc: Option<String>,

@@ -289,6 +289,34 @@ impl Control for Machine {
         }]
     }
 
+    fn network(&mut self) -> String {
+        self.network_text()
+    }
+
+    fn usernet(&mut self) -> String {
+        self.usernet_text()
+    }
+
+    fn set_link(&mut self, name: &str, up: bool) -> Result<(), CommandError> {
+        Machine::set_link(self, name, up)
+    }
+
+    fn netdev_add(&mut self, text: &str) -> Result<(), CommandError> {
+        Machine::netdev_add(self, text).map_err(refused)
+    }
+
+    fn netdev_del(&mut self, id: &str) -> Result<(), CommandError> {
+        Machine::netdev_del(self, id)
+    }
+
+    fn hostfwd_add(&mut self, netdev: Option<&str>, rule: &str) -> Result<(), CommandError> {
+        Machine::hostfwd_add(self, netdev, rule).map_err(remark)
+    }
+
+    fn hostfwd_remove(&mut self, netdev: Option<&str>, rule: &str) -> Result<String, CommandError> {
+        Machine::hostfwd_remove(self, netdev, rule).map_err(remark)
+    }
+
     fn block_devices(&mut self) -> Vec<BlockInfo> {
         block::devices(self.disks())
     }
@@ -369,6 +397,10 @@ impl Control for Machine {
         };
         entries.filter_map(|entry| name(entry.ok()?)).collect()
     }
+}
+
+fn remark(error: impl std::fmt::Display) -> CommandError {
+    CommandError::Remark(error.to_string())
 }
 
 fn refused(error: impl std::fmt::Display) -> CommandError {

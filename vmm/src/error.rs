@@ -9,6 +9,7 @@ use board::memory::MemoryError;
 use devices::block::BlockError;
 use devices::chardev::ChardevError;
 use devices::chip::fw_cfg::FwCfgError;
+use devices::net::NetError;
 
 use crate::boot::BootError;
 use crate::config::ConfigError;
@@ -32,6 +33,9 @@ pub enum Error {
     Block(#[from] BlockError),
     #[error(transparent)]
     Chardev(#[from] ChardevError),
+    /// A network.
+    #[error(transparent)]
+    Net(#[from] NetError),
     #[error(transparent)]
     Overlap(#[from] Overlap),
     #[error(transparent)]

@@ -12,6 +12,7 @@ mod device;
 #[cfg(any(test, feature = "fuzz"))]
 pub mod driver;
 pub mod mmio;
+pub mod net;
 pub mod pci;
 mod queue;
 pub mod rng;

@@ -7,6 +7,7 @@ pub(crate) mod info;
 pub(crate) mod io;
 pub(crate) mod log;
 pub(crate) mod memory;
+pub(crate) mod net;
 pub(crate) mod paging;
 pub(crate) mod protocol;
 pub(crate) mod run;

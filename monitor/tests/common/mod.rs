@@ -560,6 +560,40 @@ impl Control for Fake {
         self.io_apics.clone()
     }
 
+    fn network(&mut self) -> String {
+        "virtio-net-pci.0: index=0,type=nic,model=virtio-net-pci,macaddr=52:54:00:12:34:56\n \
+         \\ n0: index=0,type=user,net=10.0.2.0,restrict=off\n"
+            .to_owned()
+    }
+
+    fn usernet(&mut self) -> String {
+        "Hub -1 (n0):\n".to_owned()
+    }
+
+    fn set_link(&mut self, name: &str, up: bool) -> Result<(), CommandError> {
+        if name == "nope" {
+            return Err(CommandError::DeviceNotFound(name.to_owned()));
+        }
+        self.did(&format!("set_link {name} {up}"))
+    }
+
+    fn netdev_add(&mut self, text: &str) -> Result<(), CommandError> {
+        self.did(&format!("netdev_add {text}"))
+    }
+
+    fn netdev_del(&mut self, id: &str) -> Result<(), CommandError> {
+        self.did(&format!("netdev_del {id}"))
+    }
+
+    fn hostfwd_add(&mut self, netdev: Option<&str>, rule: &str) -> Result<(), CommandError> {
+        self.did(&format!("hostfwd_add {netdev:?} {rule}"))
+    }
+
+    fn hostfwd_remove(&mut self, netdev: Option<&str>, rule: &str) -> Result<String, CommandError> {
+        self.did(&format!("hostfwd_remove {netdev:?} {rule}"))?;
+        Ok(format!("host forwarding rule for {rule} removed\n"))
+    }
+
     fn block_devices(&mut self) -> Vec<BlockInfo> {
         vec![
             BlockInfo {

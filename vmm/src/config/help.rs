@@ -5,6 +5,7 @@ use devices::chardev::BackendSpec;
 use crate::cli::Cli;
 use crate::cpuid::CpuModel;
 
+use super::net::{kind_help, netdev_help};
 use super::{ACCELS, ConfigError, DeviceSpec, LOG_ITEMS, MACHINES};
 
 /// Rows of names with their explanations.
@@ -49,6 +50,14 @@ pub fn help(cli: &Cli) -> Result<Option<String>, ConfigError> {
         }
         if let Some(name) = about(device) {
             return DeviceSpec::type_help(&name).map(Some);
+        }
+    }
+    for netdev in cli.netdev.iter().chain(&cli.nic) {
+        if is_help(netdev) {
+            return Ok(Some(netdev_help()));
+        }
+        if let Some(name) = about(netdev) {
+            return kind_help(&name).map(Some);
         }
     }
     if cli.chardev.iter().any(|text| is_help(text)) {

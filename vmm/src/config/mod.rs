@@ -5,6 +5,7 @@ mod drive;
 mod error;
 mod help;
 mod icount;
+pub mod net;
 pub mod props;
 mod rtc;
 mod virtio;
@@ -24,8 +25,9 @@ pub use drive::{DriveSpec, Interface};
 pub use error::ConfigError;
 pub use help::help;
 pub use icount::Icount;
+pub use net::Networks;
 pub use rtc::RtcConfig;
-pub use virtio::{Transport, VirtioKind, VirtioPortSpec, VirtioSpec};
+pub use virtio::{NetSpec, Transport, VirtioKind, VirtioPortSpec, VirtioSpec};
 
 use props::{Props, parse_size};
 
@@ -105,6 +107,8 @@ pub struct Config {
     pub seed: Option<u64>,
     /// Devices besides those of the machine.
     pub devices: Vec<DeviceSpec>,
+    /// The networks, and the cards that `--nic` stands for.
+    pub networks: Networks,
     /// The real-time clock.
     pub rtc: RtcConfig,
     /// Files for the guest.
@@ -208,6 +212,7 @@ impl Config {
             devices,
             icount,
             seed: seed.transpose()?,
+            networks: Networks::parse(&cli.netdev, &cli.nic, &cli.net)?,
             rtc: RtcConfig::parse(cli.rtc.as_deref().unwrap_or_default(), icount.is_some())?,
             fw_cfg: cli.fw_cfg.iter().map(|text| parse_fw_cfg(text)).collect::<Result<_, _>>()?,
             name: cli.name.as_deref().map(parse_name),
@@ -236,6 +241,12 @@ impl Config {
             append: cli.append.unwrap_or_default(),
             bios: cli.bios,
         };
+        if config.sandbox && config.networks.starts_programs() {
+            return Err(ConfigError::Conflict(
+                "--sandbox on lets vmm start no programs and connect to no unix sockets: leave out guestfwd to a command or path, reconnect to a path, or give downscript=no"
+                    .into(),
+            ));
+        }
         if config.daemonize {
             config.check_background()?;
         }

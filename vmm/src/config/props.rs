@@ -80,6 +80,16 @@ impl Props {
         found
     }
 
+    /// Takes all values of `key` out, in their order.
+    pub fn take_all(&mut self, key: &'static str) -> Vec<String> {
+        self.known.push(key);
+        let (found, rest) =
+            std::mem::take(&mut self.pairs).into_iter().partition(|(k, _)| k == key);
+        self.pairs = rest;
+        let found: Vec<(String, Option<String>)> = found;
+        found.into_iter().map(|(_, value)| value.unwrap_or_else(|| "on".to_owned())).collect()
+    }
+
     /// Takes a number out.
     ///
     /// # Errors

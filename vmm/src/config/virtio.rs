@@ -5,6 +5,7 @@
 
 use board::pci::Devfn;
 use devices::block::OnError;
+use devices::net::{MacAddress, Offloads};
 use devices::pci::msix::MAX_VECTORS;
 use devices::virtio::RingOptions;
 use devices::virtio::balloon::BalloonOptions;
@@ -13,6 +14,7 @@ use devices::virtio::console::MAX_PORTS;
 use super::ConfigError;
 use super::device::{ADDR, DeviceSpec, DeviceType, take_addr};
 use super::drive;
+use super::net::take_mac;
 use super::props::Props;
 
 /// How the guest finds a virtio device.
@@ -48,6 +50,8 @@ pub struct VirtioSpec {
 /// Which virtio device.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum VirtioKind {
+    /// `virtio-net`.
+    Net(NetSpec),
     /// `virtio-rng`.
     Rng,
     /// `virtio-blk`.
@@ -93,6 +97,45 @@ pub struct VirtioPortSpec {
     pub bus: Option<String>,
 }
 
+/// A network card's own properties.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NetSpec {
+    /// `netdev=`: the backend; without one the cable leads nowhere.
+    pub netdev: Option<String>,
+    /// `mac=`.
+    pub mac: Option<MacAddress>,
+    /// `mq=`.
+    pub mq: bool,
+    /// `rx_queue_size=`.
+    pub rx_queue_size: u16,
+    /// `tx_queue_size=`.
+    pub tx_queue_size: u16,
+    /// `mrg_rxbuf=`.
+    pub mrg_rxbuf: bool,
+    /// `ctrl_vq=`.
+    pub ctrl_vq: bool,
+    /// `csum=` and its like: for the guest's frames, and for frames to it.
+    pub offloads: (Offloads, Offloads),
+    /// `host_mtu=`.
+    pub host_mtu: Option<u16>,
+}
+
+impl Default for NetSpec {
+    fn default() -> Self {
+        Self {
+            netdev: None,
+            mac: None,
+            mq: false,
+            rx_queue_size: 256,
+            tx_queue_size: 256,
+            mrg_rxbuf: true,
+            ctrl_vq: true,
+            offloads: (Offloads::all(), Offloads::all()),
+            host_mtu: None,
+        }
+    }
+}
+
 const VECTORS: (&str, &str) =
     ("vectors=N", "MSI-X vectors on PCI (one a queue and one more); 0 for none");
 const INDIRECT: (&str, &str) = ("indirect_desc=on|off", "offer indirect descriptors (on)");
@@ -114,6 +157,28 @@ const REPORTING: (&str, &str) =
 const ON_MMIO: &[(&str, &str)] = &[INDIRECT, EVENT_IDX];
 const ON_PCI: &[(&str, &str)] = &[ADDR, VECTORS, INDIRECT, EVENT_IDX];
 
+macro_rules! net_props {
+    ($($first:expr),*) => {
+        &[
+            $($first,)*
+            ("netdev=ID", "the backend that --netdev makes"),
+            ("mac=ADDR", "its Ethernet address (52:54:00:12:34:56, counting up)"),
+            ("mq=on|off", "as many queue pairs as the backend has (off)"),
+            ("rx_queue_size=N", "descriptors of a receive queue, a power of two up to 1024 (256)"),
+            ("tx_queue_size=N", "the same of a transmit queue (256)"),
+            ("mrg_rxbuf=on|off", "large frames may take several buffers (on)"),
+            ("ctrl_vq=on|off", "offer the control queue (on)"),
+            ("csum=on|off", "take frames with unfinished checksums (on)"),
+            ("host_tso4=on|off", "take large frames; also host_tso6, host_ecn (on)"),
+            ("guest_csum=on|off", "give frames with unfinished checksums (on)"),
+            ("guest_tso4=on|off", "give large frames; also guest_tso6, guest_ecn (on)"),
+            ("host_mtu=N", "the MTU that the guest is told of"),
+        ]
+    };
+}
+
+const NET_ON_MMIO: &[(&str, &str)] = net_props!(INDIRECT, EVENT_IDX);
+const NET_ON_PCI: &[(&str, &str)] = net_props!(ADDR, VECTORS, INDIRECT, EVENT_IDX);
 const WERROR: (&str, &str) = ("werror=WHAT", "report, ignore, stop or enospc (as the drive)");
 const RERROR: (&str, &str) = ("rerror=WHAT", "report, ignore or stop (as the drive)");
 const LOGICAL: (&str, &str) =
@@ -146,6 +211,24 @@ pub(super) fn blk_for(drive: &str) -> Result<DeviceSpec, ConfigError> {
 
 /// The rows of the table.
 pub(super) const TYPES: &[DeviceType] = &[
+    DeviceType {
+        name: "virtio-net",
+        help: "a network card, on PCI or MMIO as the machine has it",
+        props: NET_ON_PCI,
+        parse: |props| device(props, "virtio-net", Transport::Machine, net),
+    },
+    DeviceType {
+        name: "virtio-net-device",
+        help: "the same on MMIO (--machine microvm)",
+        props: NET_ON_MMIO,
+        parse: |props| device(props, "virtio-net-device", Transport::Mmio, net),
+    },
+    DeviceType {
+        name: "virtio-net-pci",
+        help: "the same on PCI",
+        props: NET_ON_PCI,
+        parse: |props| device(props, "virtio-net-pci", Transport::Pci, net),
+    },
     DeviceType {
         name: "virtio-balloon",
         help: "takes memory from the guest and gives it back, on PCI or MMIO",
@@ -248,6 +331,47 @@ fn device(
     };
     let kind = kind(props)?;
     Ok(DeviceSpec::Virtio(VirtioSpec { name, id: None, addr, vectors, transport, options, kind }))
+}
+
+fn net(props: &mut Props) -> Result<VirtioKind, ConfigError> {
+    const SIZES: [(&str, u16); 6] =
+        [("16", 16), ("32", 32), ("64", 64), ("128", 128), ("256", 256), ("512", 512)];
+    let mut size = |key| match props.take(key) {
+        None => Ok(256),
+        Some(text) if text == "1024" => Ok(1024),
+        Some(text) => SIZES
+            .iter()
+            .find(|(name, _)| *name == text)
+            .map(|(_, size)| *size)
+            .ok_or_else(|| props.bad(key, &text, "a power of two from 16 to 1024")),
+    };
+    let (rx_queue_size, tx_queue_size) = (size("rx_queue_size")?, size("tx_queue_size")?);
+    let mut offloads = (Offloads::all(), Offloads::all());
+    for (key, of_guest, offload) in [
+        ("csum", true, Offloads::CSUM),
+        ("host_tso4", true, Offloads::TSO4),
+        ("host_tso6", true, Offloads::TSO6),
+        ("host_ecn", true, Offloads::ECN),
+        ("guest_csum", false, Offloads::CSUM),
+        ("guest_tso4", false, Offloads::TSO4),
+        ("guest_tso6", false, Offloads::TSO6),
+        ("guest_ecn", false, Offloads::ECN),
+    ] {
+        let on = props.take_switch(key)?.unwrap_or(true);
+        let set = if of_guest { &mut offloads.0 } else { &mut offloads.1 };
+        set.set(offload, on);
+    }
+    Ok(VirtioKind::Net(NetSpec {
+        netdev: props.take("netdev"),
+        mac: take_mac(props, "mac")?,
+        mq: props.take_switch("mq")?.unwrap_or(false),
+        rx_queue_size,
+        tx_queue_size,
+        mrg_rxbuf: props.take_switch("mrg_rxbuf")?.unwrap_or(true),
+        ctrl_vq: props.take_switch("ctrl_vq")?.unwrap_or(true),
+        offloads,
+        host_mtu: props.take_number("host_mtu", 68..=65_535)?.map(|mtu| mtu as u16),
+    }))
 }
 
 fn block(props: &mut Props) -> Result<VirtioKind, ConfigError> {

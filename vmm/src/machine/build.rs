@@ -25,6 +25,7 @@ use devices::chip::pvpanic::PvPanic;
 use devices::chip::reset::{Port92, ResetPort};
 use devices::chip::rtc::{CmosLayout, Rtc, UnixTime};
 use devices::chip::serial::Serial;
+use devices::net::Netdevs;
 use monitor::state::RunState;
 
 use crate::acpi::SerialPort;
@@ -246,6 +247,7 @@ impl Board<'_> {
         &mut self,
         spec: &DeviceSpec,
         chardevs: &Chardevs,
+        netdevs: &Netdevs,
         disks: &Disks,
         config: &Config,
         pci: Option<&mut Pci>,
@@ -276,7 +278,9 @@ impl Board<'_> {
                     .plug_serial(format!("serial-{chardev}"), *iobase, *irq, port)
                     .map(Some);
             }
-            DeviceSpec::Virtio(spec) => self.plug_virtio(spec, config, pci, chardevs, disks)?,
+            DeviceSpec::Virtio(spec) => {
+                self.plug_virtio(spec, config, pci, chardevs, netdevs, disks)?;
+            }
             // It is made with its virtio-serial.
             DeviceSpec::VirtioPort(port) => virtio::check_port(port, &config.devices)?,
             DeviceSpec::Pvpanic { ioport } => {
@@ -494,10 +498,18 @@ impl Machine {
         for drive in &config.drives {
             disks.add(drive.options.clone())?;
         }
+        let mut netdevs = Netdevs::new(events);
+        for spec in &config.networks.netdevs {
+            netdevs.add(spec)?;
+        }
+        for card in &config.networks.cards {
+            board.plug_virtio(card, &config, pci.as_mut(), &chardevs, &netdevs, &disks)?;
+        }
         for spec in &config.devices {
             serial_ports.extend(board.plug_device(
                 spec,
                 &chardevs,
+                &netdevs,
                 &disks,
                 &config,
                 pci.as_mut(),
@@ -533,6 +545,7 @@ impl Machine {
             requests,
             power_button: Some(power_button),
             chardevs,
+            netdevs,
             payload,
             serial_ports,
             state: RunState::Prelaunch,

@@ -6,6 +6,7 @@
 mod build;
 mod core_dump;
 mod debug;
+mod net;
 mod pci;
 mod requests;
 mod virtio;
@@ -23,6 +24,7 @@ use board::{Accel, Bus, Clock, LoopHandle, Slot, SystemRequest, VcpuState};
 use devices::block::{Disks, ErrorReport, OnError};
 use devices::chardev::{BackendKind, BackendSpec, CharPort, ChardevError, Chardevs};
 use devices::chip::irqchip::Irqchip;
+use devices::net::Netdevs;
 use monitor::state::{PciBus, RunState};
 use monitor::{BlockIoError, Cause, CommandError, Event, PanicAction};
 
@@ -85,6 +87,7 @@ pub struct Machine {
     requests: Arc<Requests>,
     power_button: Option<Notifier>,
     chardevs: Chardevs,
+    netdevs: Netdevs,
     payload: Payload,
     serial_ports: Vec<acpi::SerialPort>,
     state: RunState,
@@ -110,7 +113,10 @@ impl Machine {
     /// The files that are read again at a reset.
     pub fn files(&self) -> Vec<PathBuf> {
         let kernel = self.config.kernel.iter().cloned();
+        // The user network looks who the name server is now.
+        let resolver = self.config.networks.need_sockets().then(|| "/etc/resolv.conf".into());
         kernel
+            .chain(resolver)
             .chain(self.config.initrd.as_deref().into_iter().flat_map(boot::initrd_files))
             .collect()
     }
@@ -473,6 +479,8 @@ impl Machine {
                 let backends = virtio::Backends {
                     ram: self.map.ram(),
                     chardevs: &self.chardevs,
+                    netdevs: &self.netdevs,
+                    cards: self.virtio.cards(),
                     disks: &self.disks,
                     devices: &[],
                     cpus: self.config.topology.cpus,

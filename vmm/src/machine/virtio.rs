@@ -6,11 +6,13 @@ use std::sync::Arc;
 use board::{Attach, Entropy, GuestRam, Slot, Width};
 use devices::block::Disks;
 use devices::chardev::Chardevs;
+use devices::net::{MacAddress, NetPort, Netdevs};
 use devices::virtio::VirtioDevice;
 use devices::virtio::balloon::Balloon;
 use devices::virtio::blk::{Blk, BlkOptions};
 use devices::virtio::console::{Console, MAX_PORTS, PortSpec};
 use devices::virtio::mmio::{MmioParts, VirtioMmio};
+use devices::virtio::net::{Net, NetOptions};
 use devices::virtio::pci::{PciParts, VirtioPci};
 use devices::virtio::rng::Rng;
 
@@ -19,7 +21,7 @@ use monitor::Event;
 use crate::Error;
 use crate::acpi::VirtioMmioPlace;
 use crate::config::{
-    Config, DeviceSpec, MachineKind, Transport, VirtioKind, VirtioPortSpec, VirtioSpec,
+    Config, DeviceSpec, MachineKind, NetSpec, Transport, VirtioKind, VirtioPortSpec, VirtioSpec,
 };
 
 use super::build::{Board, no_pci_bus};
@@ -43,6 +45,8 @@ pub struct VirtioEntry {
     pub path: String,
     /// `id=`.
     pub id: Option<String>,
+    /// The model, as `info network` names it: `virtio-net-pci`.
+    pub model: String,
     /// What holds it.
     pub slot: Arc<Slot>,
 }
@@ -77,6 +81,10 @@ pub(super) struct Backends<'a> {
     pub(super) ram: &'a GuestRam,
     /// For terminals and ports.
     pub(super) chardevs: &'a Chardevs,
+    /// For network cards.
+    pub(super) netdevs: &'a Netdevs,
+    /// Network cards that there are: the next one's address follows from it.
+    pub(super) cards: u8,
     /// For disks.
     pub(super) disks: &'a Disks,
     /// All devices that were asked for, among them the ports of a `virtio-serial`.
@@ -102,6 +110,7 @@ fn make(
     name: &str,
 ) -> Result<Box<dyn VirtioDevice>, Error> {
     Ok(match &spec.kind {
+        VirtioKind::Net(card) => Box::new(make_card(card, backends, attach)?),
         VirtioKind::Rng => Box::new(Rng::new(Entropy::new(backends.seed, name))),
         VirtioKind::Block { drive, serial, queues, queue_size, rerror, werror, blocks } => {
             let auto = if on_pci { backends.cpus.min(MAX_AUTO_QUEUES) as u16 } else { 1 };
@@ -126,6 +135,35 @@ fn make(
             Box::new(Balloon::new(*options, Box::new(on_change)))
         }
     })
+}
+
+fn make_card(spec: &NetSpec, backends: &Backends<'_>, attach: &Attach) -> Result<Net, Error> {
+    let NetSpec {
+        netdev,
+        mac,
+        mq,
+        rx_queue_size,
+        tx_queue_size,
+        mrg_rxbuf,
+        ctrl_vq,
+        offloads,
+        host_mtu,
+    } = spec;
+    let port = match netdev {
+        Some(id) => backends.netdevs.port(id)?,
+        None => NetPort::default(),
+    };
+    let options = NetOptions {
+        mac: mac.unwrap_or(MacAddress::of_card(backends.cards)),
+        rx_queue_size: *rx_queue_size,
+        tx_queue_size: *tx_queue_size,
+        mq: *mq,
+        mrg_rxbuf: *mrg_rxbuf,
+        ctrl_vq: *ctrl_vq,
+        offloads: *offloads,
+        host_mtu: *host_mtu,
+    };
+    Ok(Net::new(port, options, attach))
 }
 
 /// The `virtio-serial` that a port is part of.
@@ -193,6 +231,11 @@ fn ports(serial: &VirtioSpec, backends: &Backends<'_>) -> Result<Vec<PortSpec>, 
 }
 
 impl VirtioDevices {
+    /// How many network cards there are.
+    pub(super) fn cards(&self) -> u8 {
+        self.entries.iter().filter(|entry| entry.model.starts_with("virtio-net")).count() as u8
+    }
+
     /// Plugs in a device on PCI. The guest is not told.
     pub(super) fn plug_pci(
         &mut self,
@@ -210,7 +253,7 @@ impl VirtioDevices {
                 VirtioPci::new(device, parts, attach).map_err(Error::host("make a virtio device"))
             })
         })?;
-        self.add(spec, slot.clone());
+        self.add(spec, "-pci", slot.clone());
         Ok(slot)
     }
 
@@ -237,10 +280,11 @@ impl VirtioDevices {
         }
     }
 
-    fn add(&mut self, spec: &VirtioSpec, slot: Arc<Slot>) {
+    fn add(&mut self, spec: &VirtioSpec, bus: &str, slot: Arc<Slot>) {
+        let model = format!("{}{bus}", spec.name.trim_end_matches(bus));
         let path = self.path(spec);
         self.anonymous += usize::from(spec.id.is_none());
-        self.entries.push(VirtioEntry { path, id: spec.id.clone(), slot });
+        self.entries.push(VirtioEntry { path, id: spec.id.clone(), model, slot });
     }
 }
 
@@ -252,12 +296,15 @@ impl Board<'_> {
         config: &Config,
         pci: Option<&mut Pci>,
         chardevs: &Chardevs,
+        netdevs: &Netdevs,
         disks: &Disks,
     ) -> Result<(), Error> {
         let (ram, requests) = (self.ram.clone(), self.requests.clone());
         let backends = Backends {
             ram: &ram,
             chardevs,
+            netdevs,
+            cards: self.virtio.cards(),
             disks,
             devices: &config.devices,
             cpus: config.topology.cpus,
@@ -317,7 +364,7 @@ impl Board<'_> {
         let end = base + VirtioMmio::SIZE - 1;
         self.mmio.map(base..=end, &slot, VirtioMmio::REGISTERS, Width::Qword)?;
         self.virtio.mmio.push(VirtioMmioPlace { base, gsi });
-        self.virtio.add(spec, slot);
+        self.virtio.add(spec, "-device", slot);
         Ok(())
     }
 }

@@ -19,22 +19,25 @@ fn lacks(cause: impl ToString) -> Error {
 }
 
 impl Files {
-    /// These, for reading; there may be some among them that do not exist.
+    /// These, for reading; there may be some among them that do not exist. With `sockets`, the
+    /// program may connect and listen.
     ///
     /// # Errors
     /// When the kernel has no Landlock.
-    pub(super) fn readable(paths: &[PathBuf]) -> Result<Self, Error> {
+    pub(super) fn readable(paths: &[PathBuf], sockets: bool) -> Result<Self, Error> {
         let ruleset = || -> Result<RulesetCreated, RulesetError> {
             // What later kernels can forbid besides is forbidden where it can be. Signals are not,
             // since a vCPU thread is kicked by one.
-            Ruleset::default()
+            let ruleset = Ruleset::default()
                 .set_compatibility(CompatLevel::HardRequirement)
                 .handle_access(AccessFs::from_all(ABI::V1))?
                 .set_compatibility(CompatLevel::BestEffort)
-                .handle_access(AccessFs::from_all(ABI::V5))?
-                .handle_access(AccessNet::from_all(ABI::V4))?
-                .create()?
-                .add_rules(path_beneath_rules(paths, AccessFs::ReadFile))
+                .handle_access(AccessFs::from_all(ABI::V5))?;
+            let ruleset = match sockets {
+                true => ruleset,
+                false => ruleset.handle_access(AccessNet::from_all(ABI::V4))?,
+            };
+            ruleset.create()?.add_rules(path_beneath_rules(paths, AccessFs::ReadFile))
         };
         ruleset().map(Self).map_err(|error| match error {
             // It knows none of the access rights.
@@ -74,7 +77,7 @@ mod tests {
         let path = |name| directory.join(name);
         fs::write(path("kernel"), "k").unwrap();
         fs::write(path("secret"), "s").unwrap();
-        let files = Files::readable(&[path("kernel"), path("nothing")]).unwrap();
+        let files = Files::readable(&[path("kernel"), path("nothing")], false).unwrap();
         let confined = || {
             files.confine_thread().unwrap();
             assert_eq!(fs::read_to_string(path("kernel")).unwrap(), "k");

@@ -1,7 +1,8 @@
 //! `--sandbox on`: what a guest that has taken over the program can still do.
 //!
 //! Once the machine is made, Landlock leaves the program no files but the kernel and its initrd, to
-//! be read again at a reset, and seccomp leaves it no system calls but those of a running machine.
+//! be read again at a reset, and seccomp leaves it no system calls but those of a running machine. A network whose connections are
+//! this program's own keeps the calls that make them.
 //! What is open stays open. Both hold for every thread and cannot be taken back.
 
 mod files;
@@ -27,7 +28,8 @@ pub fn enter(machine: &Machine) -> Result<(), Error> {
                 .into(),
         ));
     }
-    let files = files::Files::readable(&machine.files())?;
+    let sockets = machine.config().networks.need_sockets();
+    let files = files::Files::readable(&machine.files(), sockets)?;
     for index in 0..vcpus.count() {
         let files = files.try_clone()?;
         vcpus.with(index, move |_| files.confine_thread())?;
@@ -48,7 +50,7 @@ pub fn enter(machine: &Machine) -> Result<(), Error> {
         }
     }
     files.confine_thread()?;
-    syscalls::confine_process()
+    syscalls::confine_process(sockets)
 }
 
 /// How many threads of the process run our code. Some kernels add workers of their own to it.

@@ -41,6 +41,9 @@ const ALLOWED: &[i64] = &[
     libc::SYS_rt_sigaction, libc::SYS_rt_sigprocmask, libc::SYS_rt_sigreturn, libc::SYS_sigaltstack,
 ];
 
+/// What a network of the host's user needs besides, for the guest's connections.
+const SOCKETS: &[i64] = &[libc::SYS_connect, libc::SYS_bind, libc::SYS_listen];
+
 /// The terminal's modes and size, and a socket's not waiting; but for putting input into a
 /// terminal (TIOCSTI), which would reach the shell.
 const IOCTLS: &[u64] = &[
@@ -55,6 +58,8 @@ const IOCTLS: &[u64] = &[
     libc::TIOCGWINSZ,
     libc::TIOCGPGRP,
     libc::FIONBIO,
+    // TUNSETOFFLOAD of linux/if_tun.h: what the guest's driver takes of a tap interface.
+    0x4004_54D0,
 ];
 
 /// The second byte of each of KVM's requests.
@@ -69,9 +74,14 @@ fn argument(index: u8, op: SeccompCmpOp, value: u64) -> Result<SeccompRule, Filt
     Ok(SeccompRule::new(vec![condition])?)
 }
 
-fn program() -> Result<BpfProgram, FilterError> {
+fn program(sockets: bool) -> Result<BpfProgram, FilterError> {
     let mut rules: BTreeMap<i64, Vec<SeccompRule>> =
         ALLOWED.iter().map(|call| (*call, Vec::new())).collect();
+    if sockets {
+        rules.extend(SOCKETS.iter().map(|call| (*call, Vec::new())));
+        let family = |family: i32| argument(0, SeccompCmpOp::Eq, family as u64);
+        rules.insert(libc::SYS_socket, vec![family(libc::AF_INET)?, family(libc::AF_INET6)?]);
+    }
     let mut ioctls = vec![argument(1, SeccompCmpOp::MaskedEq(0xFF00), KVM)?];
     for request in IOCTLS {
         ioctls.push(argument(1, SeccompCmpOp::Eq, *request)?);
@@ -90,11 +100,12 @@ fn program() -> Result<BpfProgram, FilterError> {
     Ok(filter.try_into()?)
 }
 
-/// Leaves all threads of the process nothing but these system calls.
+/// Leaves all threads of the process nothing but these system calls; with `sockets`, those that make
+/// connections of IP too.
 ///
 /// # Errors
 /// When the kernel has no seccomp filters.
-pub(super) fn confine_process() -> Result<(), Error> {
+pub(super) fn confine_process(sockets: bool) -> Result<(), Error> {
     // SAFETY: a zeroed sigaction is a valid one.
     let mut action: libc::sigaction = unsafe { std::mem::zeroed() };
     action.sa_sigaction = on_forbidden as *const () as usize;
@@ -102,7 +113,7 @@ pub(super) fn confine_process() -> Result<(), Error> {
     // SAFETY: `on_forbidden` has the signature that SA_SIGINFO asks for and calls only what is
     // async-signal-safe.
     unsafe { libc::sigaction(libc::SIGSYS, &action, std::ptr::null_mut()) };
-    let apply = || apply_filter_all_threads(&program()?);
+    let apply = || apply_filter_all_threads(&program(sockets)?);
     apply().map_err(|cause| {
         super::lacks("seccomp", cause, "use a Linux that is built with SECCOMP_FILTER")
     })
@@ -181,7 +192,7 @@ mod tests {
             let _ = gone.recv();
             forbidden();
         });
-        confine_process().unwrap();
+        confine_process(false).unwrap();
         let memory = vec![1_u8; 1 << 24];
         assert_eq!(std::fs::read("/nonexistent").unwrap_err().raw_os_error(), Some(libc::ENOENT));
         assert_eq!(memory[12345], 1);

@@ -1,0 +1,6 @@
+//! `devices::fuzz::virtio_net`.
+#![no_main]
+
+use libfuzzer_sys::fuzz_target;
+
+fuzz_target!(|bytes: &[u8]| devices::fuzz::virtio_net(bytes));
