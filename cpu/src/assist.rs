@@ -178,6 +178,8 @@ impl Assistant {
         let gib_pages = cpu.features.gib_pages;
         cpu.features = Features::new(&features::supported());
         cpu.features.offer(F::CLZERO);
+        // No-operations in KVM, whatever CPUID shows.
+        cpu.features.offer(F::MONITOR);
         cpu.features.gib_pages = gib_pages;
         cpu.vector.code.reserve().map_err(|cause| AccelError::Host {
             call: format!("mmap of executable memory for vCPU {id}"),

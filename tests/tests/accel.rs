@@ -117,7 +117,8 @@ fn lines_interrupt_through_the_pics() {
         for machine in irqchips(accel) {
             for words in ["pic", "virtwire"] {
                 let mut rig = vectors(accel, words, machine);
-                for (line, vector) in [(5, 0x25), (7, 0x27), (10, 0x2A), (15, 0x2F)] {
+                // Lines of ISA alone: those that PCI has as well are level-triggered.
+                for (line, vector) in [(5, 0x25), (7, 0x27), (14, 0x2E), (15, 0x2F)] {
                     for times in 1..=3 {
                         rig.set_irq(line, true);
                         wait_for_vector(&mut rig, vector, times);

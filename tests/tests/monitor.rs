@@ -3,7 +3,7 @@
 use std::fs;
 
 use serde_json::json;
-use tests::{Accel, Machine, Terminal, Vmm, notice, on_each_accel};
+use tests::{Accel, Machine, Terminal, Vmm, on_each_accel};
 
 /// A guest that has come as far as `ready`, and a monitor in text form.
 fn machine(accel: Accel, guest: &str, ready: &str, cpus: &str) -> Machine {
@@ -343,31 +343,6 @@ fn no_shutdown_keeps_the_machine_to_be_looked_at() {
         machine.wait_for("ok");
         qmp.execute("quit", json!({}));
         machine.finish().succeeded();
-    });
-}
-
-#[test]
-fn an_internal_error_leaves_the_monitor_alive() {
-    on_each_accel(|accel| {
-        if !accel.lacks_instructions() {
-            return notice("an internal error: this accelerator runs all instructions");
-        }
-        // IRET to 32-bit ring 3 is one that a KVM which emulates ring 0 does not do.
-        let machine = Vmm::new(accel).guest("protected").with_qmp().start();
-        machine.wait_for_error("KVM internal error: emulation failure");
-        machine.wait_for_error("iretl");
-        machine.wait_for_error("EIP=");
-        machine.wait_for_error("system_reset");
-        let mut qmp = machine.qmp();
-        qmp.negotiate();
-        assert_eq!(qmp.execute("query-status", json!({}))["status"], "internal-error");
-        assert!(qmp.hmp("x/1i $eip").contains("iretl"));
-        assert!(qmp.hmp("cont").contains("Resetting the Virtual Machine is required"));
-        qmp.execute("system_reset", json!({}));
-        qmp.execute("cont", json!({}));
-        machine.wait_for_error("KVM internal error: emulation failure");
-        qmp.execute("quit", json!({}));
-        machine.finish().ended_with(0);
     });
 }
 

@@ -53,6 +53,10 @@ pub fn registers(state: &VcpuState) -> String {
 
 /// An accelerator could not go on: what, where, and the instruction.
 pub fn internal_error(id: u32, error: &InternalError, state: &VcpuState, memory: &MemoryMap) {
+    print(&describe(id, error, state, memory));
+}
+
+fn describe(id: u32, error: &InternalError, state: &VcpuState, memory: &MemoryMap) -> String {
     let mut text = format!("vmm: vCPU {id}: {}\n", error.what);
     let rip = state.linear_rip();
     let mut code = error.instruction.clone();
@@ -75,12 +79,43 @@ pub fn internal_error(id: u32, error: &InternalError, state: &VcpuState, memory:
     }
     text += &registers(state);
     text += "The machine is stopped (internal-error); the monitor still answers, system_reset starts anew.";
-    print(&text);
+    text
 }
 
 #[cfg(test)]
 mod tests {
-    use super::without_numbers;
+    use board::GuestRam;
+    use board::vcpu::Segment;
+
+    use super::*;
+
+    #[test]
+    fn an_internal_error_tells_what_where_and_the_instruction() {
+        let ram = GuestRam::new(1 << 20).unwrap();
+        ram.write(0x1000, &[0xCF]).unwrap();
+        let flat = Segment { selector: 8, base: 0, limit: u32::MAX, attributes: 0xC09B };
+        let mut state = VcpuState { rip: 0x1000, cr0: 0x11, ..VcpuState::default() };
+        state.segments.cs = flat;
+        let what = "KVM internal error: emulation failure".to_owned();
+        let mut error = InternalError { what, resumable: false, instruction: Vec::new() };
+        let map = MemoryMap::new(&ram);
+        let text = describe(1, &error, &state, &map);
+        let first: Vec<_> = text.lines().take(2).collect();
+        assert_eq!(first[0], "vmm: vCPU 1: KVM internal error: emulation failure");
+        assert!(first[1].starts_with("at 0x1000: iret"), "{text}");
+        assert!(first[1].contains("(bytes: cf 00 00"), "{text}");
+        assert!(text.contains("\nEAX=") && text.contains("EIP="), "{text}");
+        assert!(text.ends_with("system_reset starts anew."), "{text}");
+        // What the accelerator has read counts, not what is in memory now.
+        error.instruction = vec![0xF4];
+        let text = describe(0, &error, &state, &map);
+        assert!(text.contains("at 0x1000: hlt") && text.contains("(bytes: f4)"), "{text}");
+        error.instruction.clear();
+        state.rip = 0xD000_0000;
+        assert!(
+            describe(0, &error, &state, &map).contains("at 0xd0000000: no readable instruction")
+        );
+    }
 
     #[test]
     fn errors_have_words_and_no_numbers() {
