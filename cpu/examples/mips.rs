@@ -4,8 +4,8 @@
 
 use board::memory::{GuestRam, MemoryMap};
 use board::vcpu::{MpState, Segment};
-use board::{Accel, Clock, CpuIo, Vcpu};
-use cpu::SoftAccel;
+use board::{Accel, Clock, Vcpu};
+use cpu::{NoMachine, SoftAccel};
 
 /// Seconds of CPU time of this thread, so that other load does not count.
 fn cpu_time() -> f64 {
@@ -13,30 +13,6 @@ fn cpu_time() -> f64 {
     // SAFETY: `t` is writable.
     unsafe { libc::clock_gettime(libc::CLOCK_THREAD_CPUTIME_ID, &mut t) };
     t.tv_sec as f64 + t.tv_nsec as f64 / 1e9
-}
-
-/// A machine with nothing in it.
-struct Empty;
-
-impl CpuIo for Empty {
-    fn pio_read(&self, _port: u16, data: &mut [u8]) {
-        data.fill(0xFF);
-    }
-    fn pio_write(&self, _port: u16, _data: &[u8]) {}
-    fn mmio_read(&self, _address: u64, data: &mut [u8]) {
-        data.fill(0xFF);
-    }
-    fn mmio_write(&self, _address: u64, _data: &[u8]) {}
-    fn intr(&self) -> bool {
-        false
-    }
-    fn intr_ack(&self) -> u8 {
-        0
-    }
-    fn eoi(&self, _vector: u8) {}
-    fn wants_exit(&self) -> bool {
-        false
-    }
 }
 
 /// Name, code of the loop's body without the counter, rounds.
@@ -103,7 +79,7 @@ fn main() {
         state.mp_state = MpState::Runnable;
         vcpu.restore(&state).expect("a legal state");
         let start = cpu_time();
-        let exit = vcpu.run(&Empty).expect("the host does not fail");
+        let exit = vcpu.run(&NoMachine).expect("the host does not fail");
         let seconds = cpu_time() - start;
         let mips = vcpu.instructions() as f64 / seconds / 1e6;
         println!("{name:10} {mips:8.0} million instructions/s   ({exit:?})");

@@ -705,8 +705,9 @@ impl Cpu {
     }
 }
 
-/// The machine of a CPU that is not running: nothing answers.
-struct NoMachine;
+/// A machine in which nothing is: reads give all ones. It is also that of a CPU that is not running.
+#[derive(Clone, Copy, Debug)]
+pub struct NoMachine;
 
 impl CpuIo for NoMachine {
     fn pio_read(&self, _port: u16, data: &mut [u8]) {

@@ -48,4 +48,5 @@ mod state;
 
 pub use accel::{Apics, SoftAccel, SoftVcpu};
 pub use count::Counting;
+pub use cpu::NoMachine;
 pub use cpu::WallClock;

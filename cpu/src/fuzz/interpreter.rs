@@ -4,9 +4,9 @@
 
 use board::memory::{GuestRam, MemoryMap};
 use board::vcpu::{Cpuid, MpState, Segment, TableRegister, VcpuState};
-use board::{Accel, Clock, CpuIo, Exit, Vcpu};
+use board::{Accel, Clock, Exit, Vcpu};
 
-use crate::{SoftAccel, SoftVcpu};
+use crate::{NoMachine, SoftAccel, SoftVcpu};
 
 const RAM: u64 = 0x8_0000;
 const TABLES: u64 = 0x1000;
@@ -21,30 +21,6 @@ const DATA: u64 = 0x2_0000;
 const BLOCKS: u64 = 40;
 /// Turns that single steps may take for as many instructions: more where these fault.
 const TURNS: u64 = 40 * BLOCKS;
-
-/// A machine in which nothing is.
-struct Nothing;
-
-impl CpuIo for Nothing {
-    fn pio_read(&self, _port: u16, data: &mut [u8]) {
-        data.fill(0xFF);
-    }
-    fn pio_write(&self, _port: u16, _data: &[u8]) {}
-    fn mmio_read(&self, _address: u64, data: &mut [u8]) {
-        data.fill(0xFF);
-    }
-    fn mmio_write(&self, _address: u64, _data: &[u8]) {}
-    fn intr(&self) -> bool {
-        false
-    }
-    fn intr_ack(&self) -> u8 {
-        0
-    }
-    fn eoi(&self, _vector: u8) {}
-    fn wants_exit(&self) -> bool {
-        false
-    }
-}
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Mode {
@@ -259,7 +235,7 @@ pub fn interpreter(bytes: &[u8]) {
     let (mode, user) = (MODES[usize::from(*mode) % MODES.len()], user & 1 != 0);
     let code = &code[..code.len().min(0x1000)];
     let mut blocks = Guest::new(mode, user, seeds, code);
-    let exit = blocks.vcpu.run_blocks(&Nothing, BLOCKS);
+    let exit = blocks.vcpu.run_blocks(&NoMachine, BLOCKS);
     assert!(!matches!(exit, Some(Exit::InternalError(_))), "{exit:?}");
     let executed = blocks.vcpu.instructions();
     let (wanted, memory) = (blocks.saved(), blocks.memory());
@@ -280,7 +256,7 @@ pub fn interpreter(bytes: &[u8]) {
         );
         // A step executes one instruction at most.
         let missing = executed - steps.vcpu.instructions();
-        last = steps.vcpu.run_steps(&Nothing, missing.max(1));
+        last = steps.vcpu.run_steps(&NoMachine, missing.max(1));
         if last.is_some() {
             break;
         }

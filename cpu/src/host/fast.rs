@@ -181,34 +181,6 @@ impl Cpu {
         if avx { self.avx_available() } else { self.sse_available() }
     }
 
-    /// Reads `N` bytes at `linear`.
-    #[inline(always)]
-    fn load_bytes<const N: usize>(&mut self, linear: u64) -> Res<[u8; N]> {
-        let entry = self.tlb.entry(linear);
-        if entry.read == self.tlb.tag(linear.wrapping_add(N as u64 - 1)) {
-            let host = entry.addend.wrapping_add(linear) as *const [u8; N];
-            // SAFETY: the entry's tag says that the bytes lie in one page of guest memory, which
-            // stays mapped at `host` while the entry is valid. An array of bytes has no alignment.
-            return Ok(unsafe { host.read_volatile() });
-        }
-        let mut data = [0; N];
-        self.read_bytes(linear, &mut data)?;
-        Ok(data)
-    }
-
-    /// Writes `N` bytes at `linear`, none if any of them faults.
-    #[inline(always)]
-    fn store_bytes<const N: usize>(&mut self, linear: u64, data: [u8; N]) -> Res {
-        let entry = self.tlb.entry(linear);
-        if entry.write == self.tlb.tag(linear.wrapping_add(N as u64 - 1)) {
-            let host = entry.addend.wrapping_add(linear) as *mut [u8; N];
-            // SAFETY: as in `load_bytes`; a write tag is set for writable memory only.
-            unsafe { host.write_volatile(data) };
-            return Ok(());
-        }
-        self.write_bytes(linear, &data)
-    }
-
     #[inline(always)]
     fn ymm(&mut self, n: u8) -> &mut [u8; 32] {
         &mut self.vector.context.ymm[usize::from(n & 15)]
@@ -262,7 +234,7 @@ unsafe fn loads<E: Ea, const N: usize, const REST: u8>(
     let o = unsafe { &*op };
     attempt!(cpu, op, cpu.unit_available(REST == Rest::All as u8));
     let linear = aligned!(cpu, op, E::address(cpu, o));
-    let data = attempt!(cpu, op, cpu.load_bytes::<N>(linear));
+    let data = attempt!(cpu, op, cpu.load_array::<N>(linear));
     cpu.set_vector::<N, REST>(o.dst, data);
     next!(cpu, op)
 }
@@ -277,7 +249,7 @@ unsafe fn stores<E: Ea, const N: usize, const REST: u8>(
     attempt!(cpu, op, cpu.unit_available(REST == Rest::All as u8));
     let linear = aligned!(cpu, op, E::address(cpu, o));
     let data = cpu.vector::<N>(o.src);
-    attempt!(cpu, op, cpu.store_bytes(linear, data));
+    attempt!(cpu, op, cpu.store_array(linear, data));
     next!(cpu, op)
 }
 
@@ -343,7 +315,7 @@ unsafe fn with_memory<E: Ea, const N: usize>(cpu: &mut Cpu, op: *const Op) -> *c
     let (o, stub) = unsafe { (&*op, &*((*op).imm as *const Stub)) };
     attempt!(cpu, op, cpu.unit_available(stub.unit == Unit::Avx));
     let linear = aligned!(cpu, op, E::address(cpu, o));
-    let data = attempt!(cpu, op, cpu.load_bytes::<N>(linear));
+    let data = attempt!(cpu, op, cpu.load_array::<N>(linear));
     cpu.vector.context.memory[..N].copy_from_slice(&data);
     attempt!(cpu, op, run(cpu, stub));
     next!(cpu, op)

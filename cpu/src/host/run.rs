@@ -113,10 +113,9 @@ impl Cpu {
                 let v = self.load_n(linear, size)?;
                 self.vector.context.memory[..8].copy_from_slice(&v.to_le_bytes());
             }
-            16 if linear & 0xFFF <= 0xFF0 && !self.checks_alignment() => {
-                let (low, high): (u64, u64) = (self.load(linear)?, self.load(linear + 8)?);
-                self.vector.context.memory[..8].copy_from_slice(&low.to_le_bytes());
-                self.vector.context.memory[8..16].copy_from_slice(&high.to_le_bytes());
+            16 => {
+                let data = self.load_array::<16>(linear)?;
+                self.vector.context.memory[..16].copy_from_slice(&data);
             }
             _ => {
                 let mut data = [0; 64];
@@ -130,13 +129,12 @@ impl Cpu {
     /// Writes the context's memory operand back.
     fn store_operand(&mut self, linear: u64, size: u64) -> Res {
         let data = self.vector.context.memory;
-        let word = |at: usize| u64::from_le_bytes(std::array::from_fn(|i| data[at + i]));
         match size {
-            1 | 2 | 4 | 8 => self.store_n(linear, size, word(0)),
-            16 if linear & 0xFFF <= 0xFF0 && !self.checks_alignment() => {
-                self.store(linear, word(0))?;
-                self.store(linear + 8, word(8))
+            1 | 2 | 4 | 8 => {
+                let word = u64::from_le_bytes(std::array::from_fn(|i| data[i]));
+                self.store_n(linear, size, word)
             }
+            16 => self.store_array::<16>(linear, std::array::from_fn(|i| data[i])),
             _ => self.write_bytes(linear, &data[..size as usize]),
         }
     }

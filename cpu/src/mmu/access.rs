@@ -67,6 +67,34 @@ impl Cpu {
         self.store_slow(linear, value.zext(), T::BYTES)
     }
 
+    /// Reads `N` bytes at `linear`.
+    #[inline(always)]
+    pub(crate) fn load_array<const N: usize>(&mut self, linear: u64) -> Res<[u8; N]> {
+        let entry = self.tlb.entry(linear);
+        if entry.read == self.tlb.tag(linear.wrapping_add(N as u64 - 1)) {
+            let host = entry.addend.wrapping_add(linear) as *const [u8; N];
+            // SAFETY: the entry's tag says that the bytes lie in one page of guest memory, which
+            // stays mapped at `host` while the entry is valid. An array of bytes has no alignment.
+            return Ok(unsafe { host.read_volatile() });
+        }
+        let mut data = [0; N];
+        self.read_bytes(linear, &mut data)?;
+        Ok(data)
+    }
+
+    /// Writes `N` bytes at `linear`, none if any of them faults.
+    #[inline(always)]
+    pub(crate) fn store_array<const N: usize>(&mut self, linear: u64, data: [u8; N]) -> Res {
+        let entry = self.tlb.entry(linear);
+        if entry.write == self.tlb.tag(linear.wrapping_add(N as u64 - 1)) {
+            let host = entry.addend.wrapping_add(linear) as *mut [u8; N];
+            // SAFETY: as in `load_array`; a write tag is set for writable memory only.
+            unsafe { host.write_volatile(data) };
+            return Ok(());
+        }
+        self.write_bytes(linear, &data)
+    }
+
     #[cold]
     #[inline(never)]
     fn load_slow(&mut self, linear: u64, size: u64) -> Res<u64> {
